@@ -1,0 +1,46 @@
+# Two commands on a fresh machine with git, make and python3 (3.11 or newer, with venv):
+#   make demo    plays the main job with real processes
+#   make test    runs the whole suite
+# and what takes longer:
+#   make bench   measures against plain ONNX Runtime, as ratios in one run, into build/bench.json
+#   make torture kills device processes 1,000 times
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test bench torture lint format clean
+.DEFAULT_GOAL := test
+
+$(VENV)/demo.ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[device,server,demo]'
+	touch $@
+
+$(VENV)/test.ready: $(VENV)/demo.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[device,server,demo,test]'
+	touch $@
+
+demo: $(VENV)/demo.ready
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/test.ready lint
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/test.ready
+	$(BIN)/python tests/bench/run.py
+
+torture: $(VENV)/test.ready
+	METERKIT_TEST_KILLS=1000 $(BIN)/python -m pytest -q tests/faults
+
+lint: $(VENV)/test.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/test.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

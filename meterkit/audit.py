@@ -1,0 +1,344 @@
+"""An invoice, recomputed from its evidence: no server, no network, nothing taken on trust (BILLING §6).
+
+Steps 1 to 7, the signatures and chains, are `meterkit.proof`'s. Here:
+
+ 8. the terms hold together: versions, prices, bounds, runs
+ 9. the rule, for every earlier document of these licenses at its own run's limits, and for this one; each
+    compared with what the document says, line by line
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from meterkit import invoices, limits, money, plans
+from meterkit.attribution import Calendar, Period, Record, Run, TokenSpan, gather
+from meterkit.canonical import from_bytes
+from meterkit.evidence import (
+    DECISIONS,
+    INVOICE,
+    INVOICE_SHAPE,
+    LICENSES,
+    LICENSES_SHAPE,
+    RUNS,
+    RUNS_SHAPE,
+    Bundle,
+    digest_of,
+)
+from meterkit.invoices import Beside, Billed, Key, Line, Terms, Version
+from meterkit.plans import Plan
+from meterkit.proof import Differs, Finding, Proven, at, prove
+
+UNPROVEN = (
+    "that no device is missing from the evidence",
+    "that each device is the customer's",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One line, as the invoice says it and as the evidence gives it; None where one of them has it not."""
+
+    place: str
+    stated: Mapping[str, Any] | None
+    computed: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditResult:
+    """What an audit found. `findings` is empty where every number is what the evidence proves.
+
+    `fingerprint` names the vendor's roots; unless `pinned`, nothing here proves whose they are.
+    """
+
+    number: str
+    fingerprint: str
+    pinned: bool
+    invoice: Mapping[str, Any]
+    lines: tuple[Compared, ...]
+    findings: tuple[Finding, ...]
+    unproven: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the invoice is what its evidence proves."""
+        return not self.findings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bills:
+    """What one run bills a customer in one currency, over all its licenses."""
+
+    lines: tuple[Line, ...]
+    beside: tuple[Beside, ...]
+
+    @property
+    def total_minor(self) -> int:
+        """The sum of the rounded lines."""
+        return sum(line.amount_minor for line in self.lines)
+
+
+def document_members(bills: Bills, *, run: Run, currency: str) -> dict[str, Any]:
+    """Write the members of a document that are computed: its lines, what stands beside them, its total."""
+    return {
+        "currency": currency,
+        "run": run.to_claims(),
+        "lines": [
+            {
+                **line.to_claims(),
+                "amount": money.to_text(line.amount_minor, currency),
+                "invoice_at": run.cut_off,
+            }
+            for line in bills.lines
+        ],
+        "beside": [beside.to_claims() for beside in bills.beside],
+        "total_minor": bills.total_minor,
+        "total": money.to_text(bills.total_minor, currency),
+    }
+
+
+def recompute(bundle: Bundle, trusted: Collection[str] | None = None) -> AuditResult:
+    """Recompute an invoice from its evidence, and compare.
+
+    `trusted` pins the vendor's roots; without it their fingerprint is told, and is unproven. What cannot be
+    calculated at all ends the audit at its first finding; differing lines are all named.
+    """
+    unproven: tuple[str, ...] = UNPROVEN
+    if trusted is None:
+        unproven += ("whose the roots are: compare the fingerprint with the vendor's own",)
+    try:
+        proven = prove(bundle, trusted)
+        return _recompute(bundle, proven, unproven)
+    except Differs as differs:
+        return AuditResult(
+            number="",
+            fingerprint="",
+            pinned=False,
+            invoice={},
+            lines=(),
+            findings=(differs.finding,),
+            unproven=unproven,
+        )
+
+
+def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> AuditResult:
+    documents = _documents(bundle, proven)
+    place, invoice = documents[-1]
+    # 8. the terms hold together
+    runs = _runs(bundle, documents)
+    terms = _terms(bundle)
+    for each in terms:
+        _check_periods(each)
+    _check_quarantine(proven, {each.license_id for each in terms})
+    # 9. the rule, document by document
+    findings: list[Finding] = []
+    compared: list[Compared] = []
+    billed: list[Line] = []
+    for place, document in documents:
+        upto = [run for run in runs if run.number <= document["run"]["number"]]
+        bills = _bill(terms, proven, billed, upto, document["currency"])
+        computed = document_members(bills, run=upto[-1], currency=document["currency"])
+        compared = _compare_lines(place, document["lines"], computed["lines"])
+        findings += _differences(place, compared)
+        for member in ("beside", "total_minor", "total"):
+            if document[member] != computed[member]:
+                findings.append(_says(place, member, document[member], computed[member]))
+        billed += bills.lines
+    if invoice["evidence"] != digest_of(bundle.parts):
+        findings.append(Finding(place=INVOICE, what="evidence: it was computed from other parts than these"))
+    return AuditResult(
+        number=proven.invoice_number,
+        fingerprint=proven.vendor.fingerprint,
+        pinned=proven.vendor.pinned,
+        invoice=invoice,
+        lines=tuple(compared),
+        findings=tuple(findings),
+        unproven=unproven,
+    )
+
+
+def _documents(bundle: Bundle, proven: Proven) -> list[tuple[str, dict[str, Any]]]:
+    """Every document of this customer and currency in the order of their runs; the last is the invoice."""
+    found = []
+    for name in [*bundle.under("earlier"), INVOICE]:
+        with at(name):
+            document = bundle.read(name, INVOICE_SHAPE)
+            money.decimals_of(document["currency"])
+        found.append((name, document))
+    found.sort(key=lambda each: each[1]["run"]["number"])
+    invoice = dict(found)[INVOICE]
+    if found[-1][0] != INVOICE:
+        raise Differs(found[-1][0], "its run is not before the invoice's")
+    if (invoice["number"], invoice["finalized_at"]) != (proven.invoice_number, proven.signed_at):
+        raise Differs(INVOICE, "its number or date is not the manifest's")
+    for name, document in found[:-1]:
+        if name != f"earlier/{document['number']}.json" or document["number"] == invoice["number"]:
+            raise Differs(name, "its number is not its name's")
+        for member in ("customer", "currency"):
+            if document[member] != invoice[member]:
+                raise Differs(name, f"another {member} than the invoice's")
+    return found
+
+
+def _runs(bundle: Bundle, documents: list[tuple[str, dict[str, Any]]]) -> list[Run]:
+    with at(RUNS):
+        stated = bundle.read(RUNS, RUNS_SHAPE)
+    runs = [Run(**each) for each in stated]
+    for before, after in pairwise(runs):
+        if before.number >= after.number:
+            raise Differs(RUNS, f"run {after.number} does not follow run {before.number}")
+        if before.cut_off > after.cut_off or before.acceptance_max > after.acceptance_max:
+            raise Differs(RUNS, f"run {after.number}: its limits go back")
+    for name, document in documents:
+        if Run(**document["run"]) not in runs:
+            raise Differs(name, f"run {document['run']['number']} is not the one in {RUNS}")
+    if runs[-1].number != documents[-1][1]["run"]["number"]:
+        raise Differs(RUNS, "its last run is not the invoice's")
+    return runs
+
+
+def _terms(bundle: Bundle) -> list[Terms]:
+    with at(LICENSES):
+        stated = bundle.read(LICENSES, LICENSES_SHAPE)
+    known = {name: _plan(bundle, name) for name in bundle.under("plans")}
+    found = []
+    for each in stated:
+        place = f"{LICENSES} {each['license']}"
+        versions = []
+        for version in each["versions"]:
+            name = f"plans/{version['plan']}.{version['version']}.json"
+            if name not in known:
+                raise Differs(place, f"{name} is missing")
+            versions.append(
+                Version(
+                    plan_id=version["plan"],
+                    number=version["version"],
+                    starts_at=version["starts_at"],
+                    plan=known[name],
+                )
+            )
+        if versions[0].starts_at != each["starts_at"]:
+            raise Differs(place, "its first version does not count from its start")
+        periods = tuple(Period(**period) for period in each["periods"])
+        found.append(
+            Terms(license_id=each["license"], ends_at=each["ends_at"], versions=tuple(versions), periods=periods)
+        )
+    if len({each.license_id for each in found}) != len(found):
+        raise Differs(LICENSES, "a license stands twice")
+    return found
+
+
+def _plan(bundle: Bundle, name: str) -> Plan:
+    with at(name):
+        plan = plans.read(from_bytes(bundle.parts[name], bytes_max=limits.FILE_BYTES_MAX))
+    missing = plans.unsupported(plan)
+    if missing:
+        raise Differs(name, f"this version does not bill {missing} yet")
+    return plan
+
+
+def _check_periods(terms: Terms) -> None:
+    """Bounds join without gap or overlap, and each piece lies in its whole."""
+    place = f"{LICENSES} {terms.license_id}"
+    lines: dict[str, list[Period]] = {}
+    for period in terms.periods:
+        inside = period.whole_start_at <= period.start_at < period.end_at <= period.whole_end_at
+        if not inside:
+            raise Differs(place, f"{period.interval} from {period.start_at}: its bounds do not hold")
+        lines.setdefault(period.interval, []).append(period)
+    for interval, line in lines.items():
+        if line[0].nth != 0:
+            raise Differs(place, f"{interval}: the first period is not the first")
+        for one, two in pairwise(line):
+            same = two.nth == one.nth and two.whole_start_at == one.whole_start_at
+            same = same and two.whole_end_at == one.whole_end_at
+            following = two.nth == one.nth + 1 and one.end_at == one.whole_end_at
+            if one.end_at != two.start_at or not (same or following):
+                raise Differs(place, f"{interval} from {two.start_at}: it does not join the period before")
+
+
+def _check_quarantine(proven: Proven, license_ids: Collection[str]) -> None:
+    """What is kept out of the sums is what the rule sets aside: no record more, and none less."""
+    known = {token.jti: token for token in proven.tokens}
+    for device, replay in proven.replays.items():
+        stated = proven.quarantined.get(device, frozenset())
+        suspects = replay.suspects(license_ids, known)
+        for epoch, record in sorted(suspects - stated):
+            raise Differs(DECISIONS, f"{device} {epoch}: record {record} must be quarantined, and is not")
+        for epoch, record in sorted(replay.of_licenses(stated, license_ids) - suspects):
+            raise Differs(DECISIONS, f"{device} {epoch}: record {record} is quarantined without a reason")
+
+
+def _bill(terms: Iterable[Terms], proven: Proven, billed: list[Line], runs: list[Run], currency: str) -> Bills:
+    """Apply the one rule to every license, by the limits of the last of these runs."""
+    run = runs[-1]
+    records: dict[str, list[Record]] = {}
+    for record in proven.records(run.acceptance_max):
+        records.setdefault(record.license_id, []).append(record)
+    tokens: dict[str, list[TokenSpan]] = {}
+    for token in proven.spans():
+        tokens.setdefault(token.license_id, []).append(token)
+    before = invoices.billed_before(billed)
+    lines: list[Line] = []
+    beside: list[Beside] = []
+    for each in terms:
+        known = each.known_at(run)
+        usage = gather(
+            Calendar(known.periods, known.ends_at),
+            run,
+            records.get(each.license_id, ()),
+            tokens.get(each.license_id, ()),
+        )
+        made = invoices.bill(known, usage, _of(before, each.license_id), runs)
+        lines += (line for line in made.lines if line.currency == currency)
+        beside += made.beside
+    return Bills(lines=tuple(sorted(lines, key=lambda line: line.key)), beside=tuple(sorted(beside)))
+
+
+def _of(billed: Mapping[Key, Billed], license_id: str) -> dict[Key, Billed]:
+    return {key: before for key, before in billed.items() if key.license_id == license_id}
+
+
+def _name(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    members = ("license", "service_start_at", "service_end_at", "charge", "plan", "version", "kind")
+    return tuple(line[member] for member in members)
+
+
+def _compare_lines(place: str, stated: list[dict[str, Any]], computed: list[dict[str, Any]]) -> list[Compared]:
+    """Put the lines of a document beside the computed ones; each is found by its key."""
+    wanted = {_name(line): line for line in computed}
+    found = []
+    for number, line in enumerate(stated, start=1):
+        own = wanted.pop(_name(line), None)
+        found.append(Compared(place=f"{place} line {number}", stated=line, computed=own))
+    found += [Compared(place=place, stated=None, computed=line) for line in wanted.values()]
+    return found
+
+
+def _differences(place: str, compared: list[Compared]) -> list[Finding]:
+    findings = []
+    for each in compared:
+        if each.computed is None:
+            findings.append(Finding(place=each.place, what="the evidence gives no such line"))
+        elif each.stated is None:
+            what = f"a line is missing: {each.computed['description']}, from {each.computed['service_start_at']}"
+            findings.append(Finding(place=place, what=what))
+        else:
+            findings += [
+                _says(each.place, member, each.stated[member], each.computed[member])
+                for member in each.computed
+                if each.stated[member] != each.computed[member]
+            ]
+    stated = [each.computed for each in compared if each.stated is not None and each.computed is not None]
+    if not findings and [_name(line) for line in stated] != sorted(_name(line) for line in stated):
+        findings.append(Finding(place=place, what="its lines are not in their order"))
+    return findings
+
+
+def _says(place: str, member: str, stated: Any, computed: Any) -> Finding:
+    def show(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 200 else f"{text[:200]}…"
+
+    return Finding(place=place, what=f"{member}: it says {show(stated)}, the evidence gives {show(computed)}")

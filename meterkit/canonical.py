@@ -1,0 +1,162 @@
+"""The one way a value becomes bytes, and the one way bytes become a value.
+
+Out: RFC 8785, whole numbers only. In: strict JSON (FORMATS, "Encodings"). Hashes carry their purpose, so
+that nothing hashed as one thing can pass for another.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from typing import Any, NoReturn
+
+from meterkit import limits
+from meterkit.errors import InputError
+
+_CONTAINERS = (dict, list)
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
+_LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")  # by length modulo 4: its unused bits are zero
+# A number that may be out of range, or a minus zero; it may also only be a piece of text.
+_DOUBTFUL_NUMBER = re.compile(r"[0-9]{16}|-0")
+
+
+def to_bytes(value: Any) -> bytes:
+    """Write a value as canonical JSON (RFC 8785).
+
+    Members are sorted by UTF-16 code units. Numbers must be whole and within ±(2^53 − 1).
+
+    Raises:
+        InputError: `malformed_json` for a float, a lone surrogate, a number out of range, or another type.
+    """
+    text = json.dumps(_ordered(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError("malformed_json", "lone surrogate") from None
+
+
+def _ordered(value: Any) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        if abs(value) > limits.INTEGER_MAX:
+            raise InputError("malformed_json", "number out of range")
+        return value
+    if isinstance(value, list | tuple):
+        return [_ordered(item) for item in value]
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) for name in value):
+            raise InputError("malformed_json", "member name is not text")
+        ordered = sorted(value, key=lambda name: name.encode("utf-16-be", "surrogatepass"))
+        return {name: _ordered(value[name]) for name in ordered}
+    raise InputError("malformed_json", f"{type(value).__name__} has no canonical form")
+
+
+def from_bytes(data: bytes, *, bytes_max: int) -> Any:
+    """Read strict JSON: no duplicate member, float, exponent, mark, lone surrogate, or depth above 8.
+
+    It does not judge which members there are (`meterkit.shapes` does), nor that the bytes are canonical.
+
+    Raises:
+        InputError: `too_large`, `not_text` or `malformed_json`; never another type, in bounded time.
+    """
+    if len(data) > bytes_max:
+        raise InputError("too_large", f"{len(data)} bytes, at most {bytes_max}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError("not_text", "not UTF-8") from None
+    try:
+        value = (_STRICT if _DOUBTFUL_NUMBER.search(text) else _PLAIN_NUMBERS).decode(text)
+    except (ValueError, RecursionError):
+        raise InputError("malformed_json", "does not parse") from None
+    _check_depth(value)
+    if "\\u" in text:
+        _check_surrogates(value)
+    return value
+
+
+def from_canonical(data: bytes, *, bytes_max: int) -> Any:
+    """Read strict JSON that must also be byte for byte canonical, as ledger records are."""
+    value = from_bytes(data, bytes_max=bytes_max)
+    if to_bytes(value) != data:
+        raise InputError("not_canonical")
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Walk the containers level by level: as many as there are, which the size of the text bounds."""
+    level = [value] if type(value) in _CONTAINERS else []
+    for _ in range(limits.JSON_DEPTH_MAX):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _CONTAINERS
+        ]
+    if level:
+        raise InputError("malformed_json", f"nested deeper than {limits.JSON_DEPTH_MAX}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InputError("malformed_json", "a member stands twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 17 or digits == "-0" or abs(int(digits)) > limits.INTEGER_MAX:
+        raise InputError("malformed_json", "number out of range")
+    return int(digits)
+
+
+def _refuse_number(_: str) -> NoReturn:
+    raise InputError("malformed_json", "only whole numbers are allowed")
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError("malformed_json", "lone surrogate") from None
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_whole, parse_float=_refuse_number, parse_constant=_refuse_number
+)
+_PLAIN_NUMBERS = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_refuse_number, parse_constant=_refuse_number
+)
+
+
+def digest(purpose: str, *parts: bytes) -> bytes:
+    """Hash parts for one purpose: SHA-256 of the purpose line and the parts. 32 bytes.
+
+    The parts are joined as they are: at most the last one may vary in length.
+    """
+    return hashlib.sha256(b"".join((purpose.encode("ascii"), b"/1\n", *parts))).digest()
+
+
+def sha256_hex(data: bytes) -> str:
+    """Hash a file's exact bytes, as model digests and evidence manifests name them."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_base64url(data: bytes) -> str:
+    """Write bytes as unpadded base64url (RFC 7515 §2)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def from_base64url(text: str) -> bytes:
+    """Read unpadded base64url whose last character is canonical.
+
+    Raises:
+        InputError: `malformed_envelope`, for padding, another alphabet, or bits that nobody wrote.
+    """
+    last = _LAST_CHARACTERS[len(text) % 4]
+    if last is None or not _BASE64URL.match(text):
+        raise InputError("malformed_envelope", "not base64url")
+    if last and text[-1] not in last:
+        raise InputError("malformed_envelope", "base64url is not canonical")
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -1,0 +1,238 @@
+"""The evidence of one invoice: a ZIP of parts, and a signed manifest with each part's SHA-256 (FORMATS).
+
+    manifest.jws                        the manifest; names every other part
+    invoice.json                        the finalized invoice, byte for byte
+    earlier/<number>.json               every document before it, of this customer and currency
+    licenses.json  runs.json            timelines, ends and bounds; the runs and their limits
+    plans/<plan>.<version>.json         prices
+    keyrings/<version>.json             the vendor's keyrings, signed by the roots
+    activations/<device>.jws            activation requests, signed by the devices
+    batches/<acceptance>.jws            batches, signed by the devices, in the order of acceptance
+    acceptances.json                    of each batch: its device, and when it was received
+    receipts/<device>.<epoch>.<seq>.<head>.jws   what the server confirmed
+    tokens/<token>.jws                  what was granted to the devices
+    decisions.json                      records that a named rule or decision keeps out of the sums
+
+Here is what the parts look like. Whether they are true, `meterkit.audit` says.
+"""
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from meterkit import limits, shapes
+from meterkit.canonical import digest, from_canonical, sha256_hex, to_bytes
+from meterkit.errors import InputError
+
+MANIFEST = "manifest.jws"
+INVOICE = "invoice.json"
+LICENSES = "licenses.json"
+RUNS = "runs.json"
+ACCEPTANCES = "acceptances.json"
+DECISIONS = "decisions.json"
+
+_NAME = re.compile(
+    r"(?:(?:invoice|licenses|runs|acceptances|decisions)\.json|keyrings/[0-9]{1,16}\.json"
+    r"|earlier/[A-Z]{2,8}-[0-9]{6,16}\.json|plans/plan_[a-z2-7]{26}\.[0-9]{1,9}\.json"
+    r"|(?:activations|batches|receipts|tokens)/[A-Za-z0-9_.-]{1,200}\.jws)\Z"
+)
+PART_NAME = shapes.matching(_NAME, "the name of an evidence part")
+NUMBER = shapes.matching(re.compile(r"[A-Z]{2,8}-[0-9]{6,16}\Z"), "an invoice number")
+PLAN = shapes.ident("plan")
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # a file of the same parts has the same bytes whenever it is written
+
+MANIFEST_SHAPE = shapes.Members(
+    v=shapes.VERSION_1,
+    iss=shapes.text(),
+    iat=shapes.TIME,
+    invoice=NUMBER,
+    parts=shapes.listed(shapes.Members(name=PART_NAME, sha256=shapes.HASH), limits.EVIDENCE_PARTS_MAX),
+)
+_MINOR = shapes.integer(-limits.INTEGER_MAX)
+_RUN = shapes.Members(number=shapes.integer(1), cut_off=shapes.TIME, acceptance_max=shapes.integer())
+_CITED = shapes.Members(
+    device=shapes.DEVICE, epoch=shapes.EPOCH, head=shapes.HASH, first=shapes.integer(1), last=shapes.integer(1)
+)
+_LINE = shapes.Members(
+    license=shapes.LICENSE,
+    charge=shapes.NAME,
+    plan=PLAN,
+    version=shapes.integer(1),
+    kind=shapes.one_of("recurring", "measured", "commitment"),
+    service_start_at=shapes.TIME,
+    service_end_at=shapes.TIME,
+    invoice_at=shapes.TIME,
+    share=shapes.text(64),
+    description=shapes.text(8192),
+    quantity=shapes.UNITS,
+    quantity_before=shapes.UNITS,
+    owed_minor=_MINOR,
+    billed_before_minor=_MINOR,
+    amount_minor=_MINOR,
+    amount=shapes.text(64),
+    late=shapes.boolean,
+    records=shapes.listed(_CITED, limits.EVIDENCE_PARTS_MAX),
+)
+_BESIDE = shapes.Members(
+    license=shapes.LICENSE,
+    service_start_at=shapes.TIME,
+    service_end_at=shapes.TIME,
+    model=shapes.NAME,
+    unit=shapes.METER_UNIT,
+    unpriced=shapes.UNITS,
+    unsettled=shapes.UNITS,
+    quarantined=shapes.UNITS,
+)
+INVOICE_SHAPE = shapes.Members(
+    v=shapes.VERSION_1,
+    id=shapes.ident("inv"),
+    number=NUMBER,
+    customer=shapes.ident("cus"),
+    customer_name=shapes.text(),
+    currency=shapes.text(3),
+    run=_RUN,
+    finalized_at=shapes.TIME,
+    lines=shapes.listed(_LINE, limits.EVIDENCE_PARTS_MAX, least=1),
+    beside=shapes.listed(_BESIDE, limits.EVIDENCE_PARTS_MAX),
+    total_minor=_MINOR,
+    total=shapes.text(64),
+    evidence=shapes.HASH,
+)
+_PERIOD = shapes.Members(
+    interval=shapes.one_of("day", "week", "month", "year"),
+    nth=shapes.integer(),
+    start_at=shapes.TIME,
+    end_at=shapes.TIME,
+    whole_start_at=shapes.TIME,
+    whole_end_at=shapes.TIME,
+    since_run=shapes.integer(),
+)
+LICENSES_SHAPE = shapes.listed(
+    shapes.Members(
+        license=shapes.LICENSE,
+        starts_at=shapes.TIME,
+        ends_at=shapes.optional(shapes.TIME),
+        versions=shapes.listed(
+            shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME), 10_000, least=1
+        ),
+        periods=shapes.listed(_PERIOD, limits.EVIDENCE_PARTS_MAX),
+    ),
+    limits.EVIDENCE_PARTS_MAX,
+)
+RUNS_SHAPE = shapes.listed(_RUN, limits.EVIDENCE_PARTS_MAX, least=1)
+ACCEPTANCES_SHAPE = shapes.listed(
+    shapes.Members(acceptance=shapes.integer(1), device=shapes.DEVICE, received_at=shapes.TIME),
+    limits.EVIDENCE_PARTS_MAX,
+)
+DECISIONS_SHAPE = shapes.Members(
+    quarantined=shapes.listed(
+        shapes.Members(device=shapes.DEVICE, epoch=shapes.EPOCH, seq=shapes.integer(1), hash=shapes.HASH),
+        limits.EVIDENCE_PARTS_MAX,
+    )
+)
+KEYRING_SHAPE = shapes.listed(shapes.JWS, limits.ROOTS_MAX, least=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """An evidence file taken apart: its manifest as signed text, and its parts by name. Nothing is proven yet."""
+
+    manifest: str
+    parts: Mapping[str, bytes]
+
+    def read(self, name: str, shape: shapes.Shape) -> Any:
+        """Read one JSON part, canonical and of its shape; `malformed_file` if it is missing."""
+        if name not in self.parts:
+            raise InputError("malformed_file", f"{name} is missing")
+        value = from_canonical(self.parts[name], bytes_max=limits.FILE_BYTES_MAX)
+        shape(value, name)
+        return value
+
+    def under(self, folder: str) -> list[str]:
+        """The names of the parts in a folder, in order."""
+        return sorted(name for name in self.parts if name.startswith(f"{folder}/"))
+
+    def text(self, name: str) -> str:
+        """A part that is one signed envelope."""
+        try:
+            return self.parts[name].decode("ascii")
+        except UnicodeDecodeError:
+            raise InputError("not_text", name) from None
+
+
+def listing(parts: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """Name parts with their SHA-256, in order."""
+    return [{"name": name, "sha256": sha256_hex(parts[name])} for name in sorted(parts)]
+
+
+def digest_of(parts: Mapping[str, bytes]) -> str:
+    """One digest over all parts but the invoice, which carries it: what it was computed from."""
+    others = {name: data for name, data in parts.items() if name != INVOICE}
+    return digest("mk-evidence-parts", to_bytes(listing(others))).hex()
+
+
+def manifest_claims(*, issuer: str, iat: int, invoice: str, parts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Write the manifest's payload; sign it as `envelopes.EVIDENCE`."""
+    claims = {"v": 1, "iss": issuer, "iat": iat, "invoice": invoice, "parts": listing(parts)}
+    MANIFEST_SHAPE(claims, "manifest")
+    return claims
+
+
+def write_zip(bundle: Bundle) -> bytes:
+    """Write the evidence file; the same parts give the same bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        parts = {MANIFEST: bundle.manifest.encode("ascii"), **dict(sorted(bundle.parts.items()))}
+        for name, data in parts.items():
+            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.create_system = 3
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data)
+    return out.getvalue()
+
+
+def read_zip(data: bytes) -> Bundle:
+    """Take an evidence file apart, in bounded time and memory.
+
+    Raises:
+        InputError: `too_large`, `too_many`; `malformed_file` for what is no ZIP, a damaged or encrypted part,
+            a part twice, a path outside the format, or a missing manifest.
+    """
+    if len(data) > limits.EVIDENCE_BYTES_MAX:
+        raise InputError("too_large", f"evidence: at most {limits.EVIDENCE_BYTES_MAX} bytes")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = _read_parts(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError):
+        raise InputError("malformed_file", "evidence: not a sound ZIP file") from None
+    manifest = parts.pop(MANIFEST, None)
+    if manifest is None or not manifest.isascii():
+        raise InputError("malformed_file", "evidence: no manifest.jws")
+    return Bundle(manifest=manifest.decode("ascii"), parts=parts)
+
+
+def _read_parts(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    entries = archive.infolist()
+    if len(entries) > limits.EVIDENCE_PARTS_MAX + 1:
+        raise InputError("too_many", f"evidence: at most {limits.EVIDENCE_PARTS_MAX} parts")
+    parts: dict[str, bytes] = {}
+    left = limits.EVIDENCE_BYTES_MAX
+    for entry in entries:
+        name = entry.filename
+        if name != entry.orig_filename or (name != MANIFEST and not _NAME.match(name)):
+            raise InputError("malformed_file", f"evidence: no such part: {name[:80]!a}")
+        if name in parts or entry.flag_bits & 1:
+            raise InputError("malformed_file", f"evidence: {name} stands twice, or is encrypted")
+        room = min(left, limits.FILE_BYTES_MAX)
+        with archive.open(entry) as part:
+            data = part.read(room + 1)  # what it really inflates to, whatever its header says
+        if len(data) > room:
+            raise InputError("too_large", f"evidence: {name}")
+        left -= len(data)
+        parts[name] = data
+    return parts

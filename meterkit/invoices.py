@@ -1,0 +1,361 @@
+"""What is owed now: terms × usage × what was billed before → lines (BILLING §3).
+
+One rule, for each key = (license, charge, version, period, kind):
+
+    bill now = round(what is owed for the key, by all that is known now) − billed before on the key
+
+So units climb the tiers, at the price, of the period in which they were used, however late they come, and
+any order of records and any schedule of runs comes to the same sum.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+from meterkit import money, pricing
+from meterkit.attribution import Cited, Measured, Period, Run, Usage
+from meterkit.plans import Charge, Commitment, Plan, Recurring, UsageCharge
+
+KINDS = ("recurring", "measured", "commitment")
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version of a plan, and the instant from which the license holds it."""
+
+    plan_id: str
+    number: int
+    starts_at: int
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a license is billed by: its timeline of versions, its periods, its end."""
+
+    license_id: str
+    ends_at: int | None
+    versions: tuple[Version, ...]
+    periods: tuple[Period, ...]
+
+    def known_at(self, run: Run) -> "Terms":
+        """The same terms with only the periods that had begun, and were known, at a run."""
+        known = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
+        return replace(self, periods=tuple(known))
+
+    def version_at(self, at: int) -> Version:
+        """The version that counts at an instant; before the first one, the first."""
+        ordered = sorted(self.versions, key=lambda version: version.starts_at)
+        return next((each for each in reversed(ordered) if each.starts_at <= at), ordered[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Key:
+    """What one line is about. All that was ever billed on a key adds up to what is owed for it."""
+
+    license_id: str
+    start_at: int
+    end_at: int
+    charge: str
+    plan_id: str
+    version: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """What finalized documents have billed on a key: the sum of their lines, and the last quantity."""
+
+    amount_minor: int = 0
+    quantity: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line: what is owed for a key, what was billed before, and the difference.
+
+    `quantity` is all of the key's units as known now. Amounts are minor units of `currency`.
+    """
+
+    key: Key
+    currency: str
+    description: str
+    share: Fraction
+    quantity: int
+    quantity_before: int
+    owed_minor: int
+    billed_before_minor: int
+    late: bool
+    cited: tuple[Cited, ...]
+
+    @property
+    def amount_minor(self) -> int:
+        """What this line bills now; below zero where too much was billed before."""
+        return self.owed_minor - self.billed_before_minor
+
+    def to_claims(self) -> dict[str, Any]:
+        """Write the line as documents carry it."""
+        key = self.key
+        return {
+            "license": key.license_id,
+            "charge": key.charge,
+            "plan": key.plan_id,
+            "version": key.version,
+            "kind": key.kind,
+            "service_start_at": key.start_at,
+            "service_end_at": key.end_at,
+            "share": str(self.share),
+            "description": self.description,
+            "quantity": self.quantity,
+            "quantity_before": self.quantity_before,
+            "owed_minor": self.owed_minor,
+            "billed_before_minor": self.billed_before_minor,
+            "amount_minor": self.amount_minor,
+            "late": self.late,
+            "records": [cited.to_claims() for cited in self.cited],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Beside:
+    """Units that are in no sum, shown beside the lines: of one meter, in one period."""
+
+    license_id: str
+    start_at: int
+    end_at: int
+    model: str
+    unit: str
+    unpriced: int
+    unsettled: int
+    quarantined: int
+
+    def to_claims(self) -> dict[str, Any]:
+        """Write the units as documents carry them."""
+        return {
+            "license": self.license_id,
+            "service_start_at": self.start_at,
+            "service_end_at": self.end_at,
+            "model": self.model,
+            "unit": self.unit,
+            "unpriced": self.unpriced,
+            "unsettled": self.unsettled,
+            "quarantined": self.quarantined,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """What a run bills a license: its lines, and the units that are in none of them."""
+
+    lines: tuple[Line, ...]
+    beside: tuple[Beside, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Owed:
+    """What is owed for a key, before it is compared with what was billed."""
+
+    period: Period
+    version: Version
+    charge: Charge
+    kind: str
+    quantity: int
+    minor: int
+    cited: tuple[Cited, ...] = ()
+
+
+def closes_at(plan: Plan, period: Period) -> int:
+    """The instant from which a period's usage is late: so many days after its end as the contract says."""
+    return period.end_at + plan.close.days * _DAY_S
+
+
+def bill(terms: Terms, usage: Usage, billed: Mapping[Key, Billed], runs: Sequence[Run]) -> Bill:
+    """Work out what the last of a license's runs bills, by the one rule.
+
+    `usage` holds what that run may know; `billed` the sums of finalized lines of this license; `runs` all
+    runs that covered it, in order. It numbers, stores and rounds nothing but each key's amount.
+    """
+    run = runs[-1]
+    owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run)]
+    owed += _commitments(terms, owed, run)
+    lines = [_line(terms, each, billed, runs) for each in owed]
+    known = {line.key for line in lines}
+    gone = [_gone(terms, key, before) for key, before in billed.items() if key not in known]
+    changed = [line for line in lines + gone if line.amount_minor or line.quantity != line.quantity_before]
+    return Bill(
+        lines=tuple(sorted(changed, key=lambda line: line.key)),
+        beside=tuple(sorted(_beside(terms, usage, run))),
+    )
+
+
+def _due(charge: Charge, plan: Plan, period: Period, run: Run) -> bool:
+    """Whether a run bills this charge for this period yet."""
+    closed = closes_at(plan, period) <= run.cut_off
+    ended = period.end_at <= run.cut_off
+    match charge:
+        case Recurring(due="advance"):
+            return period.start_at <= run.cut_off
+        case UsageCharge():
+            return closed or (plan.interim and period.start_at < run.cut_off)
+        case _:  # what is in arrears, and a commitment, waits for the end, in interim runs too
+            return closed or (plan.interim and ended)
+
+
+def _owed_in(terms: Terms, period: Period, usage: Usage, run: Run) -> list[_Owed]:
+    version = terms.version_at(period.start_at)
+    due = (
+        charge
+        for charge in version.plan.charges
+        if charge.interval == period.interval and _due(charge, version.plan, period, run)
+    )
+    found = []
+    for charge in due:
+        if isinstance(charge, UsageCharge):
+            found.append(_measured(charge, version, period, usage, run))
+        elif isinstance(charge, Recurring) and period.nth >= charge.from_period:
+            found.append(_recurring(charge, version, period, usage))
+    return found
+
+
+def _measured(charge: UsageCharge, version: Version, period: Period, usage: Usage, run: Run) -> _Owed:
+    found = usage.measured.get((period.slot, charge.meter), Measured())
+    ended = period.end_at <= run.cut_off
+    exact = pricing.rate(charge.price, found.units, period.share, minimum=ended)
+    return _Owed(
+        period=period,
+        version=version,
+        charge=charge,
+        kind="measured",
+        quantity=found.units,
+        minor=money.to_minor(exact, version.plan.currency),
+        cited=found.cited,
+    )
+
+
+def _recurring(charge: Recurring, version: Version, period: Period, usage: Usage) -> _Owed:
+    quantity = 1 if charge.per == "license" else usage.devices.get(period.slot, 0)
+    exact = pricing.rate(charge.price, quantity) * period.share
+    minor = money.to_minor(exact, version.plan.currency)
+    return _Owed(period=period, version=version, charge=charge, kind="recurring", quantity=quantity, minor=minor)
+
+
+def _commitments(terms: Terms, owed: list[_Owed], run: Run) -> list[_Owed]:
+    return [
+        _commitment(charge, version, period, owed)
+        for period in terms.periods
+        for version in (terms.version_at(period.start_at),)
+        for charge in version.plan.charges
+        if isinstance(charge, Commitment)
+        and charge.interval == period.interval
+        and _due(charge, version.plan, period, run)
+    ]
+
+
+def _commitment(charge: Commitment, version: Version, period: Period, owed: list[_Owed]) -> _Owed:
+    """What the charges it names fall short of the commitment, after each of them was rounded."""
+    reached = sum(
+        each.minor
+        for each in owed
+        if each.charge.id in charge.over
+        and (each.version.plan_id, each.version.number) == (version.plan_id, version.number)
+        and period.start_at <= each.period.start_at < period.end_at
+    )
+    currency = version.plan.currency
+    short = charge.amount * period.share - money.from_minor(reached, currency)
+    minor = money.to_minor(max(Fraction(0), short), currency)
+    return _Owed(
+        period=period, version=version, charge=charge, kind="commitment", quantity=int(minor > 0), minor=minor
+    )
+
+
+def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], runs: Sequence[Run]) -> Line:
+    key = Key(
+        license_id=terms.license_id,
+        start_at=owed.period.start_at,
+        end_at=owed.period.end_at,
+        charge=owed.charge.id,
+        plan_id=owed.version.plan_id,
+        version=owed.version.number,
+        kind=owed.kind,
+    )
+    before = billed.get(key, Billed())
+    closed_at = closes_at(owed.version.plan, owed.period)
+    return Line(
+        key=key,
+        currency=owed.version.plan.currency,
+        description=_describe(owed.charge),
+        share=owed.period.share,
+        quantity=owed.quantity,
+        quantity_before=before.quantity,
+        owed_minor=owed.minor,
+        billed_before_minor=before.amount_minor,
+        late=any(run.cut_off >= closed_at for run in runs[:-1]),
+        cited=owed.cited,
+    )
+
+
+def _gone(terms: Terms, key: Key, before: Billed) -> Line:
+    """A key that was billed, and that the terms as known now do not have any more: nothing is owed for it."""
+    currency = next(
+        each.plan.currency for each in terms.versions if (each.plan_id, each.number) == (key.plan_id, key.version)
+    )
+    return Line(
+        key=key,
+        currency=currency,
+        description=f"{key.charge}: withdrawn",
+        share=Fraction(0),
+        quantity=0,
+        quantity_before=before.quantity,
+        owed_minor=0,
+        billed_before_minor=before.amount_minor,
+        late=True,
+        cited=(),
+    )
+
+
+def _describe(charge: Charge) -> str:
+    match charge:
+        case UsageCharge(meter=(model, unit)):
+            return f"{charge.id}: {model}, per {unit}"
+        case Recurring(per="device"):
+            return f"{charge.id}: active devices, per {charge.interval}"
+        case Recurring():
+            return f"{charge.id}: license, per {charge.interval}"
+        case _:
+            return f"{charge.id}: commitment over {', '.join(charge.over)}, per {charge.interval}"
+
+
+def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
+    """The units outside all sums, of the periods that the run bills."""
+    periods = {period.slot: period for period in terms.periods}
+    for (slot, (model, unit)), found in usage.measured.items():
+        period = periods[slot]
+        plan = terms.version_at(period.start_at).plan
+        charges = (charge for charge in plan.charges if isinstance(charge, UsageCharge))
+        charge = next((charge for charge in charges if charge.meter == (model, unit)), None)
+        if (charge.interval if charge else plan.interval) != period.interval:
+            continue
+        due = charge is not None and _due(charge, plan, period, run)
+        unpriced = 0 if charge else found.units
+        if (unpriced or found.unsettled or found.quarantined) and (due or closes_at(plan, period) <= run.cut_off):
+            yield Beside(
+                license_id=terms.license_id,
+                start_at=period.start_at,
+                end_at=period.end_at,
+                model=model,
+                unit=unit,
+                unpriced=unpriced,
+                unsettled=found.unsettled,
+                quarantined=found.quarantined,
+            )
+
+
+def billed_before(lines: Iterable[Line]) -> dict[Key, Billed]:
+    """Add up lines of finalized documents per key, given in the order of their runs."""
+    sums: dict[Key, Billed] = {}
+    for line in lines:
+        before = sums.get(line.key, Billed())
+        sums[line.key] = Billed(amount_minor=before.amount_minor + line.amount_minor, quantity=line.quantity)
+    return sums

@@ -1,0 +1,161 @@
+"""A device's batches, followed again from genesis: every chain, every branch, every total.
+
+What comes out are the records that a bill is made of, each with the license and the instant that its own
+chain and its batch give it, and with the branch on which it is cited.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from meterkit import ledger, limits
+from meterkit.attribution import Record, service_time
+from meterkit.errors import LedgerError
+from meterkit.exchange import Batch
+from meterkit.ledger import Chain, Entry, Total
+from meterkit.licenses import Meter
+from meterkit.positions import ZERO, Position
+from meterkit.tokens import Token
+from meterkit.usage import UsageRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One record of a chain, with the chain once it stands, and the batch that brought it first."""
+
+    entry: Entry
+    chain: Chain
+    acceptance: int
+    received_at: int
+
+
+class Replay:
+    """The chains of one device, built up batch by batch in the order of acceptance."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._nodes: dict[tuple[str, str], Node] = {}  # (epoch, hash)
+
+    def add(self, batch: Batch, *, acceptance: int, received_at: int) -> None:
+        """Follow one accepted batch. Its signature is the caller's to check.
+
+        Raises:
+            LedgerError: if it continues nothing known (`batch_gap`), does not hold (`chain_broken`,
+                `record_out_of_place`), or does not reach the head that it names.
+            InputError: for a record that has not the form of its kind.
+        """
+        chain = self._chain_at(batch.start)
+        if chain is None:
+            raise LedgerError("batch_gap", f"epoch {batch.epoch}, seq {batch.seq_from}")
+        for body in batch.bodies:
+            entry = ledger.read(chain.position, body)
+            chain = ledger.follow(chain, entry)
+            if entry.claims["kind"] == "usage" and entry.claims["license"] != batch.license_id:
+                raise LedgerError("record_out_of_place", f"seq {entry.seq}: of another license than its batch")
+            name = (batch.epoch, entry.hash)
+            if name not in self._nodes:
+                self._nodes[name] = Node(entry=entry, chain=chain, acceptance=acceptance, received_at=received_at)
+        if chain.position != batch.end:
+            raise LedgerError("chain_broken", f"epoch {batch.epoch}: not the head that the batch names")
+
+    def _chain_at(self, position: Position) -> Chain | None:
+        if position.seq == 0 and position.head == ZERO:
+            return Chain(device=self._device, position=Position(epoch=position.epoch))
+        node = self._nodes.get((position.epoch, position.head))
+        return node.chain if node is not None and node.entry.seq == position.seq else None
+
+    def totals_at(self, position: Position) -> dict[Meter, Total] | None:
+        """The totals from the epoch's genesis to a position, or None if no batch reaches it."""
+        chain = self._chain_at(position)
+        return None if chain is None else chain.totals
+
+    def seq_of(self, epoch: str, record_hash: str) -> int | None:
+        """The sequence number of a record, or None if no batch brought it."""
+        node = self._nodes.get((epoch, record_hash))
+        return None if node is None else node.entry.seq
+
+    def received_at(self, position: Position) -> int | None:
+        """When the batch that first brought a position's record was received."""
+        node = self._nodes.get((position.epoch, position.head))
+        return None if node is None else node.received_at
+
+    def suspects(self, license_ids: Collection[str], known: Mapping[str, Token]) -> frozenset[tuple[str, str]]:
+        """The records of some licenses that are set aside until a person decides, as (epoch, hash).
+
+        They were made under a token that was not issued to this device as its ledger says, or hold more units
+        than their window has time for (DESIGN §7).
+        """
+        return frozenset(
+            name
+            for name, node in self._nodes.items()
+            if node.entry.claims["kind"] == "usage"
+            and node.entry.claims["license"] in license_ids
+            and (self._is_unknown(node, known) or _is_implausible(UsageRecord.from_claims(node.entry.claims)))
+        )
+
+    def of_licenses(
+        self, names: Collection[tuple[str, str]], license_ids: Collection[str]
+    ) -> frozenset[tuple[str, str]]:
+        """Those of the named records that some licenses' usage is made of."""
+        return frozenset(name for name in names if self._nodes[name].entry.claims.get("license") in license_ids)
+
+    def _is_unknown(self, node: Node, known: Mapping[str, Token]) -> bool:
+        used, told = UsageRecord.from_claims(node.entry.claims), node.chain.token
+        named, issued = known.get(used.token), known.get(told.jti) if told else None
+        if told is None or issued is None or named is None:
+            return True
+        return {issued.device, named.device} != {self._device} or (
+            issued.license_id,
+            issued.serial,
+            issued.iat,
+        ) != (told.license_id, told.serial, told.iat)
+
+    def records(self, acceptance_max: int, quarantined: frozenset[tuple[str, str]]) -> Iterator[Record]:
+        """The usage records accepted up to a number, each on its branch as it stood then.
+
+        `quarantined` names records by (epoch, hash).
+        """
+        nodes = {name: node for name, node in self._nodes.items() if node.acceptance <= acceptance_max}
+        branches = _branches(nodes)
+        for name, node in nodes.items():
+            if node.entry.claims["kind"] == "usage":
+                yield self._record(node, branches[name], quarantined=name in quarantined)
+
+    def _record(self, node: Node, branch: str, *, quarantined: bool) -> Record:
+        used = UsageRecord.from_claims(node.entry.claims)
+        token = node.chain.token
+        if token is None:
+            raise LedgerError("record_out_of_place", f"seq {used.seq}: usage before any token")
+        return Record(
+            license_id=token.license_id,
+            device=self._device,
+            epoch=node.chain.position.epoch,
+            seq=used.seq,
+            hash=node.entry.hash,
+            branch=branch,
+            meter=used.meter,
+            units=used.units,
+            unsettled=used.unsettled,
+            service_at=service_time(used.start_s, token_iat=token.iat, received_at=node.received_at),
+            acceptance=node.acceptance,
+            quarantined=quarantined,
+        )
+
+
+def _is_implausible(used: UsageRecord) -> bool:
+    return used.units + used.unsettled > limits.UNITS_PER_SECOND_MAX * limits.WINDOW_S
+
+
+def _branches(nodes: dict[tuple[str, str], Node]) -> dict[tuple[str, str], str]:
+    """Name each record's branch by its head. What lies before a fork goes with the child accepted first."""
+    heads: dict[tuple[str, str], str] = {}
+    chosen: dict[tuple[str, str], tuple[int, str]] = {}  # of a parent: its child accepted first
+    for name in sorted(nodes, key=lambda name: -nodes[name].entry.seq):
+        epoch, own = name
+        node = nodes[name]
+        first = chosen.get(name)
+        heads[name] = heads[epoch, first[1]] if first else own
+        parent = (epoch, node.entry.prev)
+        candidate = (node.acceptance, own)
+        if parent not in chosen or candidate < chosen[parent]:
+            chosen[parent] = candidate
+    return heads

@@ -1,0 +1,190 @@
+"""What a value read from JSON must look like, said once for each kind.
+
+A shape is a function `(value, where) -> value` that returns the value it was given, or raises
+`malformed_members` naming the place. `Members` is the shape of an object with exactly the named members.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from meterkit import limits
+from meterkit.errors import InputError
+from meterkit.positions import ZERO
+
+Shape = Callable[[Any, str], Any]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\Z")
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
+_SURROGATE_OR_NUL = re.compile("[\x00\ud800-\udfff]")
+
+
+def refuse(where: str, why: str) -> InputError:
+    """Make the error of a shape that does not fit."""
+    return InputError("malformed_members", f"{where}: {why}")
+
+
+class Members:
+    """An object with exactly these members, each of its own shape."""
+
+    def __init__(self, **shapes: Shape) -> None:
+        self._shapes = shapes
+
+    def __call__(self, value: Any, where: str) -> dict[str, Any]:
+        """Return the object if it has exactly these members, each as it must be."""
+        if not isinstance(value, dict):
+            raise refuse(where, "must be an object")
+        if value.keys() != self._shapes.keys():
+            odd = sorted(value.keys() ^ self._shapes.keys())
+            raise refuse(where, f"missing or unknown: {', '.join(odd)[:80]!a}")
+        for name, shape in self._shapes.items():
+            try:
+                shape(value[name], name)
+            except InputError as misfit:  # the place is put together only where something does not fit
+                raise InputError(misfit.code, f"{where}.{misfit.detail}") from None
+        return value
+
+
+class Choice:
+    """An object whose member `by` says which of several shapes the whole object has."""
+
+    def __init__(self, by: str, **shapes: Members) -> None:
+        self._by = by
+        self._shapes = shapes
+
+    def __call__(self, value: Any, where: str) -> dict[str, Any]:
+        """Return the object if it has the shape that its own member chooses."""
+        chosen = value.get(self._by) if isinstance(value, dict) else None
+        if not isinstance(chosen, str) or chosen not in self._shapes:
+            raise refuse(where, f"{self._by} must be one of {', '.join(sorted(self._shapes))}")
+        return self._shapes[chosen](value, where)
+
+
+def integer(least: int = 0, most: int = limits.INTEGER_MAX) -> Shape:
+    """A whole number within bounds; true, 1.0 and "1" are none."""
+
+    def shape(value: Any, where: str) -> Any:
+        if type(value) is not int or not least <= value <= most:
+            raise refuse(where, f"must be a whole number from {least} to {most}")
+        return value
+
+    return shape
+
+
+def boolean(value: Any, where: str) -> Any:
+    """True or false, and nothing that merely looks like it."""
+    if type(value) is not bool:
+        raise refuse(where, "must be true or false")
+    return value
+
+
+def matching(pattern: re.Pattern[str], what: str) -> Shape:
+    """Text that the pattern matches whole."""
+
+    def shape(value: Any, where: str) -> Any:
+        if not isinstance(value, str) or not pattern.match(value):
+            raise refuse(where, f"must be {what}")
+        return value
+
+    return shape
+
+
+def text(chars_max: int = limits.TEXT_CHARS_MAX, *, least: int = 1) -> Shape:
+    """Text of bounded length, with no NUL and no lone surrogate."""
+
+    def shape(value: Any, where: str) -> Any:
+        if not isinstance(value, str) or not least <= len(value) <= chars_max:
+            raise refuse(where, f"must be text of {least} to {chars_max} characters")
+        if _SURROGATE_OR_NUL.search(value):
+            raise refuse(where, "holds a character that is no text")
+        return value
+
+    return shape
+
+
+def one_of(*values: str | int) -> Shape:
+    """One of a closed list."""
+
+    def shape(value: Any, where: str) -> Any:
+        if type(value) not in (str, int) or value not in values:
+            raise refuse(where, f"must be one of {', '.join(map(str, values))}")
+        return value
+
+    return shape
+
+
+def optional(inner: Shape) -> Shape:
+    """Null, or what the inner shape asks for."""
+
+    def shape(value: Any, where: str) -> Any:
+        return None if value is None else inner(value, where)
+
+    return shape
+
+
+def listed(inner: Shape, items_max: int, *, least: int = 0, unique: bool = False) -> Shape:
+    """A list of bounded length, each item of the inner shape."""
+
+    def shape(value: Any, where: str) -> Any:
+        if not isinstance(value, list) or not least <= len(value) <= items_max:
+            raise refuse(where, f"must be a list of {least} to {items_max} items")
+        for place, item in enumerate(value):
+            try:
+                inner(item, "")
+            except InputError as misfit:
+                raise InputError(misfit.code, f"{where}[{place}]{misfit.detail}") from None
+        if unique and len(set(value)) != len(value):
+            raise refuse(where, "names one thing twice")
+        return value
+
+    return shape
+
+
+def mapping(inner: Shape, items_max: int) -> Shape:
+    """An object with free names, each value of the inner shape."""
+
+    def shape(value: Any, where: str) -> Any:
+        if not isinstance(value, dict) or len(value) > items_max:
+            raise refuse(where, f"must be an object of at most {items_max} members")
+        for name, item in value.items():
+            NAME(name, where)
+            try:
+                inner(item, name)
+            except InputError as misfit:
+                raise InputError(misfit.code, f"{where}.{misfit.detail}") from None
+        return value
+
+    return shape
+
+
+def ident(prefix: str) -> Shape:
+    """An identifier: the prefix, and 128 random bits in base32."""
+    return matching(re.compile(rf"{prefix}_[a-z2-7]{{26}}\Z"), f"an id that starts with {prefix}_")
+
+
+TIME = integer(0, limits.TIME_MAX_S)
+SIGNED_TIME = integer(0, limits.SIGNED_TIME_MAX_S)
+SEQ = integer(0)
+UNITS = integer(0)
+NAME = matching(_NAME, "a name of letters, digits, '.', '_' and '-'")
+KEY = matching(_KEY, "32 bytes in base64url")
+KID = KEY
+HASH = matching(_HEX, "64 hex digits")
+DEVICE = matching(re.compile(rf"dev_{_KEY.pattern}"), "a device id")
+EPOCH = ident("ep")
+LICENSE = ident("lic")
+TOKEN = ident("tok")
+BOOT = matching(re.compile(r"[0-9a-f-]{36}\Z"), "a boot id")
+VERSION_1 = one_of(1)
+METER_UNIT = one_of("call", "item")
+JWS = matching(re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86}\Z"), "a compact JWS")
+_POSITION = Members(epoch=EPOCH, seq=SEQ, head=HASH)
+
+
+def POSITION(value: Any, where: str) -> Any:  # noqa: N802 - a shape like those above
+    """A position: before the first record, and only there, seq is 0 and the head is all zeros."""
+    _POSITION(value, where)
+    if (value["seq"] == 0) != (value["head"] == ZERO):
+        raise refuse(where, "an all-zero head and seq 0 go together")
+    return value
