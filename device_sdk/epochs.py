@@ -1,0 +1,235 @@
+"""The lives of a ledger: starting the first, judging the one found, setting one aside and starting another."""
+
+import json
+import os
+import secrets
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from device_sdk import timekeeper
+from device_sdk.ledger_store import LedgerStore, Transaction
+from device_sdk.readings import Clocks
+from device_sdk.vault import Vault, sync_directory
+from meterkit import ids, ledger, usage
+from meterkit.clocks import observe as judge
+from meterkit.errors import LedgerError, MeterkitError
+from meterkit.positions import Position
+from meterkit.usage import record_shape
+
+
+def start(
+    tx: Transaction,
+    clocks: Clocks,
+    device: str,
+    previous: Position | None,
+    *,
+    signed_s: int,
+    lost: tuple[int, int] | None = None,
+) -> None:
+    """Begin an epoch in an empty ledger; its genesis names the position before it and what is lost of it.
+
+    Its clock starts no earlier than the newest time that the server has signed: forgetting gains no time.
+    """
+    epoch = ids.make("ep", secrets.token_bytes(16))
+    tx.set_state("epoch", epoch)
+    if signed_s:
+        timekeeper.raise_signed(tx, clocks, signed_s)
+    _, now, _ = judge(timekeeper.load(tx), clocks.read())
+    members = usage.genesis(epoch=epoch, device=device, previous=previous, lost=lost)
+    tx.append(members, time=now.effective_s, boot=now.boot)
+    timekeeper.observe(tx, clocks)
+
+
+def check(tx: Transaction, positions: list[Position]) -> None:
+    """Return if every position of this epoch is in the ledger and its last record is sound.
+
+    Raises:
+        LedgerError: `ledger_damaged`: going on would mean signing two records with one seq.
+    """
+    end = tx.position()
+    for position in positions:
+        if position.epoch == end.epoch and tx.hash_at(position.seq) != position.head:
+            raise LedgerError("ledger_damaged", f"record {position.seq} is not the one that was signed")
+    if end.seq == 0:
+        raise LedgerError("ledger_damaged", "it holds no record")
+    before = tx.hash_at(end.seq - 1)
+    last = next(tx.bodies(end.seq))
+    if before is not None and ledger.record_hash(before, last) != end.head:
+        raise LedgerError("ledger_damaged", f"record {end.seq}")
+
+
+def newest(positions: list[Position]) -> Position | None:
+    """The position that goes furthest, or None of none."""
+    return max(positions, key=lambda at: at.seq, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What could be read of a ledger: how far it holds, where it ends, and its live rows."""
+
+    good: Position | None = None
+    end_seq: int = 0
+    token: dict[str, Any] | None = None
+    live: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+
+
+def set_aside(vault: Vault, clocks: Clocks, device: str, known: list[Position], *, signed_s: int) -> None:
+    """Put a ledger that cannot go on aside, and begin a new epoch in its place.
+
+    The good part stays where it can be handed over. What no longer holds is named as lost; live cells and
+    leases move to the new ledger, so that what they count is not lost with the old one. A kill at any moment
+    leaves either the old ledger in place or the new one; where another process was faster, nothing is done.
+    """
+    with vault.locked(), ExitStack() as held:
+        try:
+            tx = held.enter_context(LedgerStore(vault.ledger, lenient=True).write())
+        except LedgerError as fault:
+            if fault.code != "ledger_damaged":
+                raise
+            found = _Found()
+        else:  # nobody folds into the old ledger any more until the new one is in its place
+            if _is_sound(tx, device, known):
+                return
+            good, end_seq = _good_end(tx, device)
+            found = _Found(good=good, end_seq=end_seq, token=_last_token(tx), live=_live_rows(tx))
+        _begin_anew(vault, clocks, device, found, known, signed_s=signed_s)
+
+
+def _begin_anew(
+    vault: Vault, clocks: Clocks, device: str, found: _Found, known: list[Position], *, signed_s: int
+) -> None:
+    good = found.good
+    known = [at for at in known if good is None or at.epoch == good.epoch]
+    lost = (good.seq + 1, found.end_seq) if good is not None and found.end_seq > good.seq else None
+    fresh = vault.directory / ".ledger-next.sqlite"
+    try:
+        _unlink_ledger(fresh)
+        store = LedgerStore(fresh)
+        with store.write() as tx:
+            _restore_rows(tx, found.live if found.token else {"state": found.live.get("state", [])})
+            previous = newest([good, *known] if good else known)
+            start(tx, clocks, device, previous, signed_s=signed_s, lost=lost)
+            now = timekeeper.observe(tx, clocks)
+            entry = tx.append(usage.recovery("ledger_set_aside"), time=now.effective_s, boot=now.boot)
+            if found.token is not None:  # what live cells count is recorded under its license
+                tx.append(found.token, time=now.effective_s, boot=now.boot)
+            timekeeper.carry_over(tx, entry.seq)
+        store.drop()
+        _keep(vault, f"ledger-{good.epoch if good else secrets.token_hex(16)}.sqlite")
+        fresh.replace(vault.ledger)
+        _unlink_ledger(fresh)
+        sync_directory(vault.directory)
+    except OSError as fault:
+        raise LedgerError("ledger_unwritable", fault.strerror or "") from None
+
+
+def _keep(vault: Vault, name: str) -> None:
+    """Give the old ledger its second name. A journal with something in it belongs to it, and goes with it."""
+    old, kept = vault.ledger, vault.directory / name
+    if kept.exists() and not (old.exists() and kept.samefile(old)):
+        kept = kept.with_stem(f"{kept.stem}-{secrets.token_hex(4)}")
+    journal = _journal(old)
+    if journal.exists() and journal.stat().st_size:
+        journal.replace(_journal(kept))
+    if old.exists() and not kept.exists():
+        os.link(old, kept)
+
+
+def _journal(ledger_path: Path) -> Path:
+    return ledger_path.with_name(f"{ledger_path.name}-journal")
+
+
+def _unlink_ledger(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _journal(path).unlink(missing_ok=True)
+
+
+_LIVE = {
+    "cells": "INSERT INTO cells VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+    "leases": "INSERT INTO leases VALUES (?,?,?,?,?)",
+    "state": "INSERT INTO state VALUES (?,?)",
+}
+_READ = {
+    "cells": "SELECT * FROM cells",
+    "leases": "SELECT * FROM leases",
+    "state": "SELECT * FROM state WHERE name IN ('clock', 'mended')",
+}
+
+
+def _live_rows(tx: Transaction) -> dict[str, list[tuple[object, ...]]]:
+    live: dict[str, list[tuple[object, ...]]] = {}
+    for table, sql in _READ.items():
+        with suppress(LedgerError):
+            live[table] = tx.rows(sql)
+    try:
+        timekeeper.load(tx)
+    except LedgerError:
+        live["state"] = [row for row in live.get("state", []) if row[0] != "clock"]
+    return live
+
+
+def _last_token(tx: Transaction) -> dict[str, Any] | None:
+    """What the ledger's last readable `token` record says, to be said again in the next epoch."""
+    try:
+        rows = tx.rows("SELECT body FROM records WHERE kind = 'token' ORDER BY seq DESC LIMIT 1")
+        claims = [json.loads(body) for (body,) in rows]
+        members = ("kind", "jti", "serial", "iat", "license", "anchor")
+        found = [{name: claim[name] for name in members} for claim in claims]
+        for each in found:
+            record_shape({"v": 1, "seq": 1, "time": 0, "boot": "0" * 36, **each}, "token")
+    except (MeterkitError, ValueError, TypeError, KeyError):
+        return None
+    return found[0] if found else None
+
+
+def _restore_rows(tx: Transaction, live: dict[str, list[tuple[object, ...]]]) -> None:
+    for table, rows in live.items():
+        for row in rows:
+            tx.execute(_LIVE[table], row)
+
+
+def _is_sound(tx: Transaction, device: str, known: list[Position]) -> bool:
+    try:
+        check(tx, known)
+        _, _, fault = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+        structure = tx.rows("PRAGMA quick_check(1)")
+        timekeeper.load(tx)
+    except LedgerError:
+        return False
+    return fault is None and structure == [("ok",)] and tx.has_schema()
+
+
+def _good_end(tx: Transaction, device: str) -> tuple[Position | None, int]:
+    """How far a damaged ledger still holds, and where it ended."""
+    try:
+        after, _, _ = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+    except LedgerError:
+        return None, 0
+    if not after.position.seq:
+        return None, 0
+    try:
+        return after.position, tx.position().seq
+    except LedgerError:
+        return after.position, after.position.seq
+
+
+def finish(vault: Vault, device: str, position: Position) -> None:
+    """Once the server has receipted all that is good of a ledger set aside, stop handing it over.
+
+    The file is kept, as evidence, under another name. A receipt for an epoch that is not here is passed over.
+    """
+    for path in vault.set_aside():
+        store = LedgerStore(path, lenient=True)
+        try:
+            with store.write() as tx:
+                good, _ = _good_end(tx, device)
+        except LedgerError:
+            continue
+        finally:
+            store.drop()
+        if good is None or good.epoch != position.epoch:
+            continue
+        if good == position or good.seq < position.seq:
+            path.rename(path.with_name(f"receipted-{path.stem.removeprefix('ledger-')}.sqlite"))

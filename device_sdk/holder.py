@@ -1,0 +1,193 @@
+"""What a device holds and trusts now: keyring, revocations, token, receipt; verified once, when they change."""
+
+from pathlib import Path
+
+from device_sdk.vault import DeviceKeys, Vault
+from meterkit import keyrings, revocations, tokens
+from meterkit.canonical import to_bytes
+from meterkit.envelopes import Addressee
+from meterkit.errors import DenialError, InputError, MeterkitError, TrustError
+from meterkit.exchange import Has, Receipt, open_receipt
+from meterkit.keys import Keyring, Trust
+from meterkit.revocations import Revocations
+from meterkit.tokens import Genuine, Token
+
+
+class Holder:
+    """Reads the vault, verifies what it finds, and takes new documents: verify, then persist."""
+
+    def __init__(self, vault: Vault, *, trust: Trust, product: str, keys: DeviceKeys) -> None:
+        self.vault = vault
+        self.trust = trust
+        self.addressee = Addressee(issuer=trust.issuer, product=product, device=keys.device)
+        self.keyring: Keyring | None = None
+        self.revocations = Revocations()
+        self.genuine: Genuine | None = None
+        self.fault: MeterkitError | None = None
+        self._stamp: tuple[int, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the vault again if another process changed it; tells whether anything did change."""
+        stamp = self.vault.stamp()
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        self.fault = None
+        self.keyring = self._read_keyring(self.vault.keyrings())
+        self.revocations = self._read_revocations()
+        self.genuine = self._read_token()
+        return True
+
+    def _read_keyring(self, documents: list[list[str]]) -> Keyring | None:
+        """Follow the stored documents from the trusted roots on; one that does not hold is as none."""
+        held: Keyring | None = None
+        for document in documents:
+            try:
+                held = keyrings.follow(document, trust=self.trust, held=held)
+            except MeterkitError as fault:
+                self.fault = fault
+        return held
+
+    def _read_revocations(self) -> Revocations:
+        text = self._text("revocations.jws")
+        if text is None or self.keyring is None:
+            return Revocations()
+        try:
+            return revocations.open_revocations(
+                text, issuer=self.trust.issuer, keyring=self.keyring, held=Revocations()
+            )
+        except MeterkitError as fault:
+            self.fault = fault
+            return Revocations()
+
+    def _read_token(self) -> Genuine | None:
+        text = self._text("token.jws")
+        if text is None:
+            return None
+        if self.keyring is None:
+            self.fault = self.fault or TrustError("key_unknown", "no keyring")
+            return None
+        try:
+            return tokens.open_genuine(
+                text,
+                keyring=self.keyring,
+                addressee=self.addressee,
+                revocations=self.revocations,
+                serial_min=0,
+            )
+        except MeterkitError as fault:
+            self.fault = fault
+            return None
+
+    def _text(self, name: str) -> str | None:
+        data = self.vault.read(name)
+        return None if data is None else data.decode("ascii", "replace").strip()
+
+    @property
+    def token(self) -> Token | None:
+        """The token in force, or None. Raises the fault for which a stored one is not genuine."""
+        if self.genuine is None:
+            if self.fault is not None:
+                raise self.fault
+            return None
+        return self.genuine.token
+
+    def current_token(self) -> Token:
+        """The token in force at this edge: steps 6 and 7 are asked again, with what was installed since.
+
+        Raises:
+            DenialError: `not_activated`.
+            InputError, TrustError: the stored token does not hold, or does not any more.
+        """
+        self.refresh()
+        token = self.token
+        if token is None or self.genuine is None or self.keyring is None:
+            raise DenialError("not_activated")
+        return token
+
+    def has(self) -> Has:
+        """What this device holds already, as a batch tells its server."""
+        return Has(
+            serial=self.genuine.token.serial if self.genuine else 0,
+            keyring=self.keyring.version if self.keyring else 0,
+            revocations=self.revocations.version,
+            receipt=self.receipt_text() if self.receipt() else None,  # a damaged one must not stop the rest
+        )
+
+    def receipt_text(self) -> str | None:
+        """The newest receipt held, as it was signed."""
+        return self._text("receipt.jws")
+
+    def receipt(self) -> Receipt | None:
+        """The newest receipt held, verified; None where there is none or it does not hold any more."""
+        text = self.receipt_text()
+        if text is None or self.keyring is None:
+            return None
+        try:
+            return open_receipt(text, keyring=self.keyring, addressee=self.addressee)
+        except MeterkitError:
+            return None
+
+    def take_keyring(self, document: list[str]) -> None:
+        """Verify a keyring document against what is held, then store it."""
+        held = self.keyring
+        offered = keyrings.follow(document, trust=self.trust, held=held)
+        if held is not None and offered.version == held.version:
+            return
+        kept = self.vault.keyrings() if held is not None else []
+        # The document before is dropped, unless the way from the trusted roots to this one leads through it.
+        shorter = [*kept[:-1], document]
+        chosen = shorter if self._read_keyring(shorter) == offered else [*kept, document]
+        self.vault.replace("keyring.json", to_bytes(chosen))
+        self.refresh()
+
+    def take_revocations(self, text: str) -> None:
+        """Verify a revocation list against the one held, then store it."""
+        keyring = self._need_keyring()
+        offered = revocations.open_revocations(
+            text, issuer=self.trust.issuer, keyring=keyring, held=self.revocations
+        )
+        if offered.version > self.revocations.version:
+            self.vault.replace("revocations.jws", text.encode("ascii"))
+            self.refresh()
+
+    def open_token(self, text: str, *, serial_min: int) -> Genuine:
+        """Ask steps 1 to 7 of a token that was handed over. It is stored by `keep_token`."""
+        return tokens.open_genuine(
+            text,
+            keyring=self._need_keyring(),
+            addressee=self.addressee,
+            revocations=self.revocations,
+            serial_min=serial_min,
+        )
+
+    def keep_token(self, genuine: Genuine) -> None:
+        """Store a token that `open_token` found genuine."""
+        self.vault.replace("token.jws", genuine.text.encode("ascii"))
+        self.refresh()
+
+    def open_receipt(self, text: str) -> Receipt:
+        """Verify a receipt that was handed over. It is stored by `keep_receipt`."""
+        return open_receipt(text, keyring=self._need_keyring(), addressee=self.addressee)
+
+    def keep_receipt(self, text: str) -> None:
+        """Store a receipt that was verified and found to cover this ledger."""
+        self.vault.replace("receipt.jws", text.encode("ascii"))
+
+    def _need_keyring(self) -> Keyring:
+        if self.keyring is None:
+            raise TrustError("key_unknown", "no keyring held yet")
+        return self.keyring
+
+
+def read_bounded(path: Path, *, bytes_max: int) -> bytes:
+    """Read a file that somebody handed over, at most so many bytes of it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as fault:
+        raise InputError("malformed_file", f"{path.name}: {fault.strerror}") from None
+    if len(data) > bytes_max:
+        raise InputError("too_large", f"{path.name}: at most {bytes_max} bytes")
+    return data

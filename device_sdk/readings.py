@@ -1,0 +1,47 @@
+"""The clocks of this system, read at one moment, and the one place that reads them."""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meterkit.clocks import Reading
+from meterkit.errors import DeviceError
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+@functools.cache
+def boot_id() -> str:
+    """The id of this boot; another process, and after a fork the child, sees the same."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        raise DeviceError("platform_unsupported", "no boot id") from None
+
+
+def check_platform() -> None:
+    """Return on Linux with CPython 3.11 or newer; elsewhere raise `platform_unsupported`."""
+    if sys.platform != "linux" or sys.implementation.name != "cpython" or _CLOCK_BOOTTIME is None:
+        raise DeviceError("platform_unsupported")
+    boot_id()
+
+
+def _system_boot_ns() -> Callable[[], int]:
+    return functools.partial(time.clock_gettime_ns, _CLOCK_BOOTTIME or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Where a device reads the time: wall clock, boot clock (it counts suspend), and the boot's id."""
+
+    boot_ns: Callable[[], int] = field(default_factory=_system_boot_ns)
+    wall_ns: Callable[[], int] = time.time_ns
+    boot: Callable[[], str] = boot_id
+
+    def read(self) -> Reading:
+        """Read all three, as near to each other as Python allows."""
+        return Reading(wall_ns=self.wall_ns(), boot_ns=self.boot_ns(), boot=self.boot())

@@ -1,0 +1,207 @@
+"""The small files of a device: its keys, what it trusts, its token and receipt.
+
+Each is replaced whole or not at all (temporary file, fsync, rename, fsync of the directory), and only the
+owner may read it. Nothing here judges a signature: what is read back is verified by whoever uses it.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from meterkit import limits
+from meterkit.canonical import from_base64url, from_bytes, to_base64url, to_bytes
+from meterkit.errors import DeviceError, InputError
+from meterkit.keys import SigningKey, device_id
+
+_SEAL_PREFIX = "mk-secret-x25519."
+_FILE_BYTES_MAX = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKeys:
+    """What makes a device the one it is: an Ed25519 key to sign, an X25519 key to receive model keys."""
+
+    sign: SigningKey
+    seal: X25519PrivateKey
+
+    @property
+    def device(self) -> str:
+        """The device id."""
+        return device_id(self.sign.verify_key)
+
+    @property
+    def seal_public(self) -> str:
+        """The public half of the sealing key, as an activation request carries it."""
+        return to_base64url(self.seal.public_key().public_bytes_raw())
+
+    def __repr__(self) -> str:
+        return f"DeviceKeys({self.device})"
+
+
+class Vault:
+    """The owner-only files in a device's directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.cells.mkdir(mode=0o700, exist_ok=True)
+            mode = directory.stat().st_mode
+        except OSError as fault:
+            raise DeviceError("directory_unusable", fault.strerror or "cannot be made") from None
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise DeviceError("directory_unusable", "others may write to it")
+
+    @property
+    def cells(self) -> Path:
+        """Where the live counts are."""
+        return self.directory / "cells"
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger of the current epoch."""
+        return self.directory / "ledger.sqlite"
+
+    def set_aside(self) -> list[Path]:
+        """Ledgers that were put aside because they were damaged or did not fit, oldest first."""
+        return sorted(self.directory.glob("ledger-*.sqlite"), key=lambda path: path.stat().st_mtime_ns)
+
+    def stamp(self) -> tuple[int, ...]:
+        """Something that changes whenever another process installs a token, keyring or revocation list."""
+        names = ("token.jws", "keyring.json", "revocations.jws")
+        return tuple(part for name in names for part in self._version(name))
+
+    def _version(self, name: str) -> tuple[int, int]:
+        """A file's inode and time: two replaced within one tick of the file system differ in the first."""
+        try:
+            found = (self.directory / name).stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_ino, found.st_mtime_ns)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other threads and processes from installing, or setting a ledger aside, at the same time.
+
+        It is taken after `Counter.lock` and before a ledger's transaction, wherever more than one is held.
+        """
+        try:
+            handle = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as fault:
+            raise DeviceError("directory_unusable", fault.strerror or "") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def read(self, name: str) -> bytes | None:
+        """Read a small file, or None where there is none."""
+        try:
+            with (self.directory / name).open("rb") as file:
+                return file.read(_FILE_BYTES_MAX)
+        except FileNotFoundError:
+            return None
+        except OSError as fault:
+            raise DeviceError("directory_unusable", f"{name}: {fault.strerror}") from None
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Replace a small file: afterwards it holds these bytes, durably; after a crash, these or the old."""
+        temporary = self.directory / f".{name}.{secrets.token_hex(8)}"
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(self.directory / name)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_directory(self.directory)
+        except OSError as fault:
+            raise DeviceError("directory_unusable", f"{name}: {fault.strerror}") from None
+
+    def keys(self) -> DeviceKeys:
+        """The device's keys; made here, on the device, at the first call."""
+        held = self.read("device.key")
+        if held is None:
+            made = DeviceKeys(SigningKey(secrets.token_bytes(32)), X25519PrivateKey.generate())
+            seal = _SEAL_PREFIX + to_base64url(made.seal.private_bytes_raw())
+            return self._keep_first(f"{made.sign.unsafe_to_text()}\n{seal}\n".encode())
+        if (self.directory / "device.key").stat().st_mode & 0o077:
+            raise DeviceError("device_key_bad", "others may read it; its mode must be 0600")
+        return _read_keys(held)
+
+    def _keep_first(self, data: bytes) -> DeviceKeys:
+        """Store new keys, unless another process was first: linking refuses where renaming would not."""
+        name = f".device.key.{secrets.token_hex(8)}"
+        self.replace(name, data)
+        made = self.directory / name
+        try:
+            os.link(made, self.directory / "device.key")
+            sync_directory(self.directory)
+        except FileExistsError:
+            pass
+        except OSError as fault:
+            raise DeviceError("directory_unusable", f"device.key: {fault.strerror}") from None
+        finally:
+            made.unlink(missing_ok=True)
+        return _read_keys(self.read("device.key") or b"")
+
+    def identity(self, *, issuer: str, product: str) -> None:
+        """Return if the directory is this vendor's and product's; a new one becomes so."""
+        wanted = to_bytes({"v": 1, "issuer": issuer, "product": product})
+        held = self.read("identity.json")
+        if held is None:
+            self.replace("identity.json", wanted)
+        elif held != wanted:
+            raise DeviceError("product_wrong")
+
+    def settings(self) -> dict[str, Any]:
+        """What the last exchange left for the next: the server's address and when to sync."""
+        held = self.read("sync.json")
+        try:
+            value = from_bytes(held, bytes_max=limits.RECORD_BYTES_MAX) if held else {}
+        except InputError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def keyrings(self) -> list[list[str]]:
+        """The keyring documents held, oldest first, as they were signed."""
+        held = self.read("keyring.json")
+        try:
+            value = json.loads(held) if held else []
+        except ValueError:
+            return []
+        return value if isinstance(value, list) else []
+
+
+def _read_keys(data: bytes) -> DeviceKeys:
+    try:
+        sign, seal = data.decode("ascii").split()
+        if not seal.startswith(_SEAL_PREFIX):
+            raise DeviceError("device_key_bad")
+        raw = from_base64url(seal.removeprefix(_SEAL_PREFIX))
+        return DeviceKeys(SigningKey.from_text(sign), X25519PrivateKey.from_private_bytes(raw))
+    except (ValueError, InputError):
+        raise DeviceError("device_key_bad") from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames and unlinks in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
