@@ -1,0 +1,55 @@
+"""The HTTP application: every noun's routes on one server object."""
+
+from fastapi import APIRouter, FastAPI
+
+from licensing_server import migrating, problems
+from licensing_server.api_keys import routes as api_keys
+from licensing_server.billing import routes as billing
+from licensing_server.bodies import ServerDep
+from licensing_server.catalog import routes as catalog
+from licensing_server.customers import routes as customers
+from licensing_server.devices import routes as devices
+from licensing_server.directory import PURPOSES
+from licensing_server.licenses import routes as licenses
+from licensing_server.pages import Document
+from licensing_server.server import Server
+from licensing_server.usage import routes as usage
+
+health = APIRouter()
+
+
+@health.get("/healthz")
+def show_health() -> Document:
+    """Say that the process is up, and nothing more."""
+    return {"status": "ok"}
+
+
+@health.get("/readyz")
+def show_readiness(server: ServerDep) -> Document:
+    """Say that requests can be answered: the database is reachable and current, and every key can sign now."""
+    migrating.check(server)
+    for purpose in PURPOSES:
+        server.check_can_sign(purpose, server.clock())
+    return {"status": "ok"}
+
+
+ROUTERS = (
+    health,
+    api_keys.router,
+    catalog.router,
+    customers.router,
+    licenses.router,
+    devices.router,
+    usage.router,
+    billing.router,
+)
+
+
+def create_app(server: Server) -> FastAPI:
+    """Make the application. It keeps no state of its own: several may serve one server's directory."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.server = server
+    for router in ROUTERS:
+        app.include_router(router)
+    problems.install(app)
+    return app

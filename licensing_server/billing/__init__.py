@@ -1,0 +1,1 @@
+"""Invoices: what is owed, by which records, and the proof of it."""

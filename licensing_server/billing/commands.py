@@ -1,0 +1,93 @@
+"""`meterkit-server billing` and `invoice`."""
+
+from pathlib import Path
+
+import click
+
+from licensing_server import shell
+from licensing_server.billing import service
+
+billing = shell.noun("billing", "Billing runs: working out what is owed.")
+invoice = shell.noun("invoice", "Invoices: drafts, finalized ones, and their evidence.")
+groups: list[click.Command] = [billing, invoice]
+
+
+@billing.command()
+@click.option("--cut-off", type=shell.INSTANT, default=None, help="Bill what was used before it; by default now.")
+@click.option("--customer", default=None, help="Bill this customer only.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be drafted.")
+@shell.pass_shell
+def run(sh: shell.Shell, cut_off: int | None, customer: str | None, *, dry_run: bool) -> None:
+    """Bill up to a cut-off. Asked again with the same one, it gives what it stored."""
+    if dry_run:
+        return sh.show(service.dry_run(sh.server(), cut_off=cut_off, customer=customer))
+    made = service.run(sh.server(), cut_off=cut_off, customer=customer)
+    sh.show(made)
+    if made["failed"]:
+        raise click.exceptions.Exit(1)
+    return None
+
+
+@billing.command("list")
+@shell.paged
+@shell.pass_shell
+def list_runs(sh: shell.Shell, cursor: str | None, limit: int) -> None:
+    """List billing runs."""
+    found = service.page_runs(sh.server(), shell.to_page(cursor, limit))
+    sh.show_list(found, ("number", "cut_off", "acceptance_max", "customer", "state", "created_at"))
+
+
+@billing.command("show")
+@click.argument("number", type=int)
+@shell.pass_shell
+def show_run(sh: shell.Shell, number: int) -> None:
+    """Show a billing run and its invoices."""
+    sh.show(service.show_run(sh.server(), number))
+
+
+@invoice.command("list")
+@click.option("--customer", default=None, help="Of this customer only.")
+@shell.paged
+@shell.pass_shell
+def list_all(sh: shell.Shell, customer: str | None, cursor: str | None, limit: int) -> None:
+    """List invoices."""
+    found = service.page(sh.server(), shell.to_page(cursor, limit), customer)
+    sh.show_list(found, ("id", "number", "customer", "currency", "state", "total_minor", "run", "finalized_at"))
+
+
+@invoice.command()
+@click.argument("invoice_id")
+@shell.pass_shell
+def show(sh: shell.Shell, invoice_id: str) -> None:
+    """Show an invoice, with its lines."""
+    found = service.show(sh.server(), invoice_id)
+    if sh.as_json:
+        return sh.show(found)
+    columns = ("description", "service_start_at", "service_end_at", "quantity", "amount", "late")
+    sh.show({name: value for name, value in found.items() if name not in ("lines", "beside")})
+    sh.show_list({"items": found["lines"]}, columns)
+    return None
+
+
+@invoice.command()
+@click.argument("invoice_id")
+@shell.pass_shell
+def finalize(sh: shell.Shell, invoice_id: str) -> None:
+    """Make a draft an invoice, for good."""
+    found = service.finalize(sh.server(), invoice_id)
+    shown = ("id", "number", "state", "customer", "currency", "total", "finalized_at")
+    sh.show(found if sh.as_json else {name: found[name] for name in shown})
+
+
+@invoice.command()
+@click.argument("invoice_id")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=None, help="By default NUMBER.zip."
+)
+@shell.pass_shell
+def evidence(sh: shell.Shell, invoice_id: str, out: Path | None) -> None:
+    """Write an invoice's evidence to a file, for `meterkit audit`."""
+    number, data = service.show_evidence(sh.server(), invoice_id)
+    path = out or Path(f"{number}.zip")
+    path.write_bytes(data)
+    sh.show({"number": number, "file": str(path), "bytes": len(data)})

@@ -1,0 +1,233 @@
+"""Billing: runs that work out what is owed, drafts that bill nothing, invoices that never change (BILLING §3, §5).
+
+A run stores its two limits first; then each customer is billed in one transaction of its own. A run that was
+interrupted goes on where it stopped, and nothing is billed twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NoReturn
+
+from licensing_server.billing import documents, store
+from licensing_server.billing.documents import Computed
+from licensing_server.billing.store import RUN_SCOPE, Invoice, StoredRun
+from licensing_server.customers import service as customers
+from licensing_server.customers.store import Customer
+from licensing_server.database import Connection, next_number, read, write
+from licensing_server.idempotency import NO_KEY, Once
+from licensing_server.pages import Document, Page
+from licensing_server.server import Server
+from meterkit.errors import InputError, MeterkitError, ServiceError
+
+
+class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
+    """Carries what a dry run found out of the transaction that is undone."""
+
+    def __init__(self, document: Document) -> None:
+        super().__init__()
+        self.document = document
+
+
+def run(
+    server: Server, *, cut_off: int | None = None, customer: str | None = None, once: Once = NO_KEY
+) -> Document:
+    """Bill everything that was used before a cut-off, now if none is named: one draft per customer and currency.
+
+    Asked again with the same cut-off it gives what it stored, and goes on if it was interrupted. It bills
+    nobody yet: drafts become invoices when they are finalized.
+
+    Raises:
+        InputError: `malformed_members` for a cut-off still to come.
+        ServiceError: `run_superseded` if a later run exists: limits cannot go back; `not_found` for a customer.
+    """
+    _finish_open(server)
+    started = once.run(server, lambda connection: _start(server, connection, cut_off, customer).to_document())
+    failed = _work(server, started["number"])
+    return {**show_run(server, started["number"]), "failed": failed}
+
+
+def dry_run(server: Server, *, cut_off: int | None = None, customer: str | None = None) -> Document:
+    """Work out what a run would draft, and store nothing."""
+    try:
+        with write(server) as connection:
+            stored = _start(server, connection, cut_off, customer)
+            drafts = [each.body for each in _computed(connection, stored)]
+            _undo({"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts})
+    except _Undo as undone:
+        return undone.document
+
+
+def _undo(document: Document) -> NoReturn:
+    raise _Undo(document)
+
+
+def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
+    for customer_id in store.customers_in(connection, stored.scope):
+        yield from documents.compute(connection, customers.find(connection, customer_id), stored.limits)
+
+
+def _start(server: Server, connection: Connection, cut_off: int | None, customer: str | None) -> StoredRun:
+    """Store a new run with its limits, or give the one that was asked for before."""
+    now = server.clock()
+    at = now if cut_off is None else cut_off
+    scope = RUN_SCOPE if customer is None else customers.find(connection, customer).id
+    known = store.find_same_run(connection, scope, at)
+    if known is not None:
+        return known
+    if at > now:
+        raise InputError("malformed_members", "cut_off: it is still to come")
+    newest = store.newest_cut_off(connection, scope)
+    if newest is not None and at < newest:
+        raise ServiceError("run_superseded", f"a run has billed up to {newest}")
+    started = StoredRun(
+        number=next_number(connection, "billing_run"),
+        cut_off=at,
+        acceptance_max=store.newest_acceptance(connection),
+        scope=scope,
+        state="open",
+        created_at=now,
+    )
+    store.insert_run(connection, started)
+    return started
+
+
+def _finish_open(server: Server) -> None:
+    """Let every interrupted run come to its end first: runs of a license never overlap."""
+    with read(server) as connection:
+        numbers = store.open_runs(connection)
+    for number in numbers:
+        _work(server, number)
+
+
+def _work(server: Server, number: int) -> list[Document]:
+    """Bill every customer of a run that it has not billed yet, each in its own transaction.
+
+    One that cannot be billed keeps nobody else from it: it is named, and the run stays open for it.
+    """
+    with read(server) as connection:
+        stored = find_run(connection, number)
+        waiting = [] if stored.state == "done" else store.customers_in(connection, stored.scope)
+    failed: list[Document] = []
+    for customer_id in waiting:
+        try:
+            with write(server) as connection:
+                if store.last_billed_by(connection, customer_id) < number:
+                    _draft(server, connection, customers.find(connection, customer_id), stored)
+        except MeterkitError as error:
+            if error.code == "database_unavailable":
+                raise
+            failed.append({"customer": customer_id, "code": error.code})
+    if stored.state == "open" and not failed:
+        with write(server) as connection:
+            store.finish_run(connection, number)
+    return failed
+
+
+def _draft(server: Server, connection: Connection, customer: Customer, stored: StoredRun) -> None:
+    store.delete_drafts(connection, customer.id)
+    for made in documents.compute(connection, customer, stored.limits):
+        invoice = Invoice(
+            id=server.make_id("inv"),
+            customer=customer.id,
+            currency=made.currency,
+            run=stored.number,
+            state="draft",
+            number=None,
+            total_minor=made.bills.total_minor,
+            created_at=server.clock(),
+            finalized_at=None,
+            body=b"",
+        )
+        store.insert_invoice(connection, replace(invoice, body=documents.draft_bytes(invoice, customer, made)))
+    store.mark_billed(connection, stored.number, customer.id)
+
+
+def finalize(server: Server, invoice_id: str) -> Document:
+    """Make a draft an invoice: computed again, numbered, its bytes and its evidence frozen for good.
+
+    Asked again it gives the invoice as it is.
+
+    Raises:
+        ServiceError: `state_conflict` for a draft with no lines left; `feature_unsupported` for a total below
+            zero, which would be a credit note; `signing_unavailable`. Nothing is changed then.
+    """
+    with write(server) as connection:
+        invoice = find(connection, invoice_id)
+        if invoice.state != "draft":
+            return invoice.to_document()
+        now = server.clock()
+        stored = find_run(connection, invoice.run)
+        customer = customers.find(connection, invoice.customer)
+        again = documents.compute(connection, customer, stored.limits)
+        made = next((each for each in again if each.currency == invoice.currency), None)
+        if made is None:
+            raise ServiceError("state_conflict", "nothing is left to bill")
+        if made.bills.total_minor < 0:
+            raise ServiceError("feature_unsupported", "a total below zero is a credit note")
+        number = f"INV-{next_number(connection, 'invoice'):06d}"
+        final = replace(
+            invoice,
+            state="finalized",
+            number=number,
+            finalized_at=now,
+            total_minor=made.bills.total_minor,
+        )
+        body, evidence = documents.freeze(server, connection, final, made, customer=customer, run=stored.limits)
+        final = replace(final, body=body)
+        store.finalize(connection, final, evidence, made.bills.lines)
+        return final.to_document()
+
+
+def find(connection: Connection, invoice_id: str) -> Invoice:
+    """Find an invoice, or raise `not_found`."""
+    invoice = store.find_invoice(connection, invoice_id)
+    if invoice is None:
+        raise ServiceError("not_found", "invoice")
+    return invoice
+
+
+def find_run(connection: Connection, number: int) -> StoredRun:
+    """Find a billing run, or raise `not_found`."""
+    stored = store.find_run(connection, number)
+    if stored is None:
+        raise ServiceError("not_found", "billing run")
+    return stored
+
+
+def show(server: Server, invoice_id: str) -> Document:
+    """Show one invoice, draft or final."""
+    with read(server) as connection:
+        return find(connection, invoice_id).to_document()
+
+
+def show_run(server: Server, number: int) -> Document:
+    """Show one run, and the invoices that it drafted."""
+    with read(server) as connection:
+        stored = find_run(connection, number)
+        return {**stored.to_document(), "invoices": store.invoice_ids(connection, number)}
+
+
+def show_evidence(server: Server, invoice_id: str) -> tuple[str, bytes]:
+    """Give a finalized invoice's number and its evidence, as it was frozen.
+
+    Raises:
+        ServiceError: `not_found`; `state_conflict` for a draft, which has none yet.
+    """
+    with read(server) as connection:
+        invoice = find(connection, invoice_id)
+        evidence = store.find_evidence(connection, invoice_id)
+    if evidence is None or invoice.number is None:
+        raise ServiceError("state_conflict", "a draft has no evidence; finalize it first")
+    return invoice.number, evidence
+
+
+def page(server: Server, asked: Page, customer: str | None = None) -> Document:
+    """List invoices, of one customer if named."""
+    with read(server) as connection:
+        return store.page_invoices(connection, asked, customer)
+
+
+def page_runs(server: Server, asked: Page) -> Document:
+    """List billing runs."""
+    with read(server) as connection:
+        return store.page_runs(connection, asked)

@@ -1,0 +1,1 @@
+"""What a vendor sells: products, their models, and plans."""

@@ -1,0 +1,102 @@
+"""`meterkit-server`: making and running a server, and every operation of its API as a command."""
+
+from pathlib import Path
+
+import click
+import uvicorn
+
+from licensing_server import directory, migrating, settings, shell
+from licensing_server.api_keys import commands as api_keys
+from licensing_server.app import create_app
+from licensing_server.billing import commands as billing
+from licensing_server.catalog import commands as catalog
+from licensing_server.customers import commands as customers
+from licensing_server.devices import commands as devices
+from licensing_server.licenses import commands as licenses
+from licensing_server.usage import commands as usage
+from meterkit import __version__
+from meterkit.keys import roots_fingerprint
+
+
+@click.group(cls=shell.Group)
+@click.version_option(__version__, prog_name=shell.PROGRAM)
+@click.option("--directory", "folder", default=None, help=f"The server's directory; else {settings.DIRECTORY}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def cli(context: click.Context, folder: str | None, as_json: bool) -> None:  # noqa: FBT001 - click's signature
+    """License, meter and bill models that run offline: the vendor's side."""
+    context.obj = shell.Shell(directory=folder, as_json=as_json)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIRECTORY", type=click.Path(path_type=Path))
+@click.option("--issuer", required=True, help="The vendor's name, as every token will carry it.")
+@click.option(
+    "--root-key",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where the root's secret key is to be written.",
+)
+@shell.pass_shell
+def init(sh: shell.Shell, folder: Path, issuer: str, root_key: Path | None) -> None:
+    """Make a new server in DIRECTORY: keys, keyring, database, and a first API key, shown this once."""
+    where = root_key.absolute() if root_key else None
+    made = directory.init(folder.absolute(), issuer=issuer, root_key=where)
+    sh.show(
+        {
+            "directory": str(made.directory),
+            "issuer": made.issuer,
+            "root": made.roots[0],
+            "fingerprint": made.fingerprint,
+            "root_key": str(made.root_key),
+            "api_key": made.api_key,
+        }
+    )
+    click.echo(f"Take {made.root_key} offline now: it is needed only to change keys.", err=True)
+    click.echo("Keep the API key: it is not shown again.", err=True)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=8600, show_default=True)
+@shell.pass_shell
+def serve(sh: shell.Shell, host: str, port: int) -> None:
+    """Answer devices and the vendor's programs over HTTP. Put TLS in front of it."""
+    app = create_app(sh.server())
+    uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, proxy_headers=False)
+
+
+@cli.command()
+@shell.pass_shell
+def migrate(sh: shell.Shell) -> None:
+    """Bring the database to this version's schema."""
+    server = sh.open()
+    migrating.upgrade(server.engine)
+    migrating.check(server)
+    sh.show({"status": "ok"})
+
+
+@cli.command("root-key")
+@shell.pass_shell
+def root_key(sh: shell.Shell) -> None:
+    """Print the public roots, as the vendor's code hands them to `Trust`."""
+    server = sh.open()
+    keyring = server.keyring
+    sh.show(
+        {
+            "issuer": server.issuer,
+            "roots": list(keyring.roots),
+            "threshold": keyring.threshold,
+            "fingerprint": roots_fingerprint(keyring.roots, keyring.threshold),
+        }
+    )
+
+
+for _noun in (api_keys, catalog, customers, licenses, devices, usage, billing):
+    for _command in _noun.groups:
+        cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name=shell.PROGRAM)

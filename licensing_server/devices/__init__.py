@@ -1,0 +1,1 @@
+"""Devices: activation, tokens, the positions of their ledgers, revocation."""

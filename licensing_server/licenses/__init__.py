@@ -1,0 +1,1 @@
+"""What is granted to a customer, and the codes that activate it."""

@@ -1,0 +1,1 @@
+"""Usage as devices signed it: exchange, exceptions, sums."""
