@@ -1,0 +1,39 @@
+"""Fixtures that more than one package's tests use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet import Api, Fleet
+from starlette.testclient import TestClient
+
+from licensing_server.app import create_app
+
+
+@pytest.fixture(scope="session")
+def first_fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """A server as `init` makes it, once: tests work on copies of it."""
+    made = Fleet.start(tmp_path_factory.mktemp("fleet"))
+    made.close()
+    return made
+
+
+@pytest.fixture
+def fleet(first_fleet: Fleet, tmp_path: Path) -> Iterator[Fleet]:
+    """A real server in a temporary directory, under a clock that only the test moves."""
+    made = first_fleet.copy(tmp_path, seed=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(fleet: Fleet) -> Iterator[TestClient]:
+    """The real application over HTTP, with no key; errors are answered, not raised."""
+    with TestClient(create_app(fleet.server), raise_server_exceptions=False) as made:
+        yield made
+
+
+@pytest.fixture
+def api(client: TestClient, fleet: Fleet) -> Api:
+    """The API as the vendor's own programs ask it: with a key that may do everything."""
+    return Api(client, fleet.made.api_key)

@@ -1,0 +1,242 @@
+"""One directory, several users: devices, processes, and what fork() makes of them."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_processes import Worker
+from device_site import LOOPING, MUL, leased, limited, recorded, records, session, use
+from vendor import code as activation_code
+
+from device_sdk import DenialError, LedgerError
+from device_sdk import folding as folding_module
+from meterkit import limits
+
+WINDOW_S = limits.WINDOW_S
+
+
+# -- one directory, several users
+
+
+def test_two_devices_on_one_directory_share_ledger_and_limit(site):
+    first, second = site.activated(limited(MUL, 10)), site.open()
+    one, two = session(first), session(second)
+    delivered = 0
+    for running in (one, two) * 20:
+        try:
+            use(running)
+        except DenialError:
+            continue
+        delivered += 1
+    site.time.run_on(WINDOW_S)
+    for running in (one, two):
+        try:
+            use(running, 10)
+        except DenialError:
+            continue
+    assert delivered <= 10
+    assert recorded(first) == recorded(second) == 10
+    assert first.id == second.id
+
+
+def test_several_processes_never_pass_one_limit(site):
+    site.time.set_true()
+    device = site.activated(limited(MUL, 5_000), real_clocks=True)
+    workers = [Worker(site, 2) for _ in range(3)]
+    ended = [worker.end() for worker in workers]
+    assert [worker.returncode for worker in ended] == [0] * 3
+    assert {said for worker in ended for said in worker.said} == {"ready", "limit_reached"}
+    assert sum(worker.delivered for worker in ended) == recorded(device) <= 5_000
+    last = Worker(site, 1).end()
+    assert recorded(device) == 5_000 == sum(worker.delivered for worker in [*ended, last])
+    assert not records(device, "recovery")
+
+
+# -- fork
+
+
+def run_in_child(work) -> int:
+    """Fork, run something in the child, and give its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_child_counts_in_cells_of_its_own(site):
+    device = site.activated(MUL)
+    running = session(device)
+    use(running, 5)
+
+    def child() -> int:
+        use(running, 7)
+        device.close()
+        return 0
+
+    assert run_in_child(child) == 0
+    use(running, 2)
+    assert recorded(device) == 14
+    assert len({record["cell"] for record in records(device, "usage")}) == 2
+    assert not records(device, "recovery")
+
+
+def test_a_child_that_is_killed_loses_nothing_and_frees_nothing_of_its_parent(site):
+    device = site.activated(limited(MUL, 50_000))
+    running = session(device)
+    use(running, 5)
+
+    def child() -> int:
+        use(running, 7)
+        os.kill(os.getpid(), 9)
+        return 0
+
+    assert run_in_child(child) == -9
+    use(running, 2)
+    other = site.open()
+    assert recorded(other) == 14
+    use(running, 3)
+    assert recorded(other) == 17
+    assert not records(device, "recovery")
+
+
+def test_a_child_of_a_busy_parent_can_write_the_ledger(site):
+    """A fork in the midst of another thread's transaction would leave the child SQLite's locks for ever."""
+    device = site.activated(MUL)
+    running = session(device)
+    use(running)
+    ended = threading.Event()
+    counted = [0] * 2
+
+    def busy(number: int) -> None:
+        while not ended.is_set():
+            use(running)
+            counted[number] += 1
+            device.status()
+            ended.wait(0.02)
+
+    users = [threading.Thread(target=busy, args=(number,)) for number in range(2)]
+    for user in users:
+        user.start()
+
+    def child() -> int:
+        use(running, 2)
+        device.close()
+        return 0
+
+    codes = [run_in_child(child) for _ in range(6)]
+    ended.set()
+    for user in users:
+        user.join()
+    assert codes == [0] * 6
+    assert recorded(device) == 1 + sum(counted) + 12
+    assert not records(device, "recovery")
+
+
+def test_the_childs_end_leaves_the_parents_locks(site):
+    """The parent's cell file must not look as if its owner was gone once the child has ended."""
+    device = site.activated(limited(MUL, 16_000))
+    running = session(device)
+    use(running, 3)
+    assert run_in_child(lambda: 0) == 0
+    other = site.open()
+    assert recorded(other) == 3
+    assert leased(other) > 0
+    use(running, 2)
+    assert recorded(other) == 5
+
+
+def test_a_child_does_not_keep_its_dead_parents_lock(site):
+    device = site.activated(limited(MUL, 16_000))
+    use(session(device), 3)
+    assert leased(device) > 0
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        os.close(device.counter._file._handle)  # all that the parent's end would do to its cells
+        other = site.open()
+        assert recorded(other) == 3
+        assert leased(other) == 0
+    finally:
+        os.write(writing, b".")
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_folding_leaves_no_file_open(site, monkeypatch):
+    device, other = site.activated(MUL), site.open()
+    running = session(device)
+    use(running, 2)
+    other.status()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        use(running)
+        other.status()
+    with monkeypatch.context() as patch:
+        patch.setattr(folding_module, "fold_cell", fails)
+        for _ in range(5):
+            with pytest.raises(LedgerError):
+                other.status()
+    other.status()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1  # SQLite keeps its journal open
+
+
+def fails(*_args) -> None:
+    raise LedgerError("ledger_unwritable")
+
+
+def test_requests_and_usage_do_not_disturb_each_other(site):
+    """One connection serves all threads: every way to it must wait its turn."""
+    device = site.activated(MUL)
+    running = session(device)
+    faults: list[BaseException] = []
+    code = activation_code()
+
+    def ask() -> None:
+        try:
+            for _ in range(15):
+                device.request_activation(code)
+                device.status()
+        except BaseException as fault:  # noqa: BLE001 - shown below
+            faults.append(fault)
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    for _ in range(25):
+        use(running)
+        device.make_batches()
+    for asker in askers:
+        asker.join()
+    assert not faults
+    assert recorded(device) == 25
+
+
+def test_a_long_call_of_a_real_model_is_in_flight(site):
+    device = site.activated(LOOPING)
+    running = session(device, "looping")
+    started = threading.Event()
+
+    def call() -> None:
+        started.set()
+        running.run(None, {"trips": np.array(400_000, np.int64)})
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    started.wait()
+    seen = False
+    while caller.is_alive() and not seen:
+        with device.counter.fold_everything() as (_, _, folded):
+            seen = folded.in_flight
+    caller.join()
+    assert seen
+    assert recorded(device, "looping") == 1

@@ -1,0 +1,119 @@
+"""Billing that is interrupted, anywhere: it goes on, and nothing is billed twice (BILLING §3)."""
+
+import shutil
+
+import pytest
+import sqlalchemy as sa
+from billing_fleet import FEBRUARY, MARCH, Biller, at
+
+from licensing_server.billing import service
+from licensing_server.billing.store import invoice_lines, invoices
+from licensing_server.database import read
+from licensing_server.pages import Page
+
+
+class Killed(BaseException):
+    """The process ends here: nothing of the program may catch it."""
+
+
+@pytest.fixture
+def biller(tmp_path):
+    made = Biller.start(tmp_path)
+    yield made
+    made.close()
+
+
+def kill_at(engine: sa.Engine, nth: int) -> None:
+    """End the process as the nth statement, or commit, is about to be carried out."""
+    left = [nth]
+
+    def count(*_):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    sa.event.listen(engine, "before_cursor_execute", count)
+    sa.event.listen(engine, "commit", count)
+
+
+def all_lines(biller) -> list[tuple]:
+    with read(biller.server) as connection:
+        chosen = sa.select(
+            invoices.c.number, invoice_lines.c.charge, invoice_lines.c.start_at, invoice_lines.c.amount_minor
+        ).join(invoices, invoices.c.id == invoice_lines.c.invoice)
+        return [
+            tuple(row) for row in connection.execute(chosen.order_by(invoices.c.number, invoice_lines.c.place))
+        ]
+
+
+def bill_all(biller) -> None:
+    """Run, and finalize what was drafted."""
+    made = service.run(biller.server, cut_off=FEBRUARY)
+    assert made["state"] == "done"
+    for item in service.page(biller.server, Page(limit=200))["items"]:
+        service.finalize(biller.server, item["id"])
+
+
+def test_killed_at_any_statement_it_goes_on_and_bills_once(biller, tmp_path):
+    biller.use(biller.device(biller.grant()), 150, at("2026-01-05"))
+    biller.clock.now = MARCH
+    biller.close()
+    pristine = tmp_path / "pristine"
+    shutil.copytree(biller.server.directory, pristine)
+
+    biller.reopen()
+    bill_all(biller)
+    expected = all_lines(biller)
+    assert len(expected) == 1
+
+    nth, died = 0, True
+    while died:
+        nth += 1
+        biller.close()
+        shutil.rmtree(biller.server.directory)
+        shutil.copytree(pristine, biller.server.directory)
+        biller.reopen()
+        kill_at(biller.server.engine, nth)
+        try:
+            bill_all(biller)
+            died = False
+        except Killed:
+            biller.reopen()
+            bill_all(biller)
+        biller.reopen()
+        assert all_lines(biller) == expected, f"killed at statement {nth}"
+    assert nth > 40
+
+
+def test_an_interrupted_run_is_finished_before_the_next_begins(biller):
+    device = biller.device(biller.grant())
+    biller.use(device, 150, at("2026-01-05"))
+    biller.clock.now = MARCH
+    kill_at(biller.server.engine, 12)
+    with pytest.raises(Killed):
+        service.run(biller.server, cut_off=FEBRUARY)
+    biller.reopen()
+    assert service.show_run(biller.server, 1)["state"] == "open"
+    service.run(biller.server, cut_off=MARCH)
+    assert service.show_run(biller.server, 1)["state"] == "done"
+    assert [item["run"] for item in service.page(biller.server, Page())["items"]] == [2]
+
+
+def test_one_customer_who_cannot_be_billed_holds_up_nobody(biller):
+    other = biller.add_customer()
+    for customer in (biller.customer, other):
+        device = biller.device(biller.grant(customer=customer, plan=biller.plan_of(biller.calls("1"))))
+        biller.use(device, 2, at("2026-01-01T10:00"))
+    biller.spoil_plan(customer=other)
+    biller.clock.now = FEBRUARY
+    made = service.run(biller.server)
+    assert made["failed"] == [{"customer": other, "code": "feature_unsupported"}]
+    assert made["state"] == "open"
+    (invoice_id,) = made["invoices"]
+    assert service.finalize(biller.server, invoice_id)["total"] == "2.00"
+    biller.mend_plans()
+    biller.clock.now = MARCH
+    made = service.run(biller.server)
+    assert service.show_run(biller.server, 1)["state"] == "done"
+    (invoice_id,) = made["invoices"]
+    assert service.show(biller.server, invoice_id)["customer"] == other

@@ -1,0 +1,105 @@
+"""The migrated database is exactly what the stores say it is."""
+
+import pkgutil
+import sqlite3
+from importlib import import_module
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+import licensing_server
+from licensing_server import database, migrating
+from licensing_server.settings import Settings
+from meterkit.errors import ServiceError
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = database.make_engine(Settings(directory=tmp_path).database_url)
+    yield made
+    made.dispose()
+
+
+def load_every_store():
+    for module in pkgutil.walk_packages(licensing_server.__path__, "licensing_server."):
+        if ".migrations" not in module.name:
+            import_module(module.name)
+
+
+def test_migrations_lead_to_the_tables_that_the_stores_declare(engine):
+    load_every_store()
+    assert len(database.metadata.tables) > 20
+    migrating.upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, database.metadata) == []
+
+
+def test_migrating_again_changes_nothing(engine):
+    migrating.upgrade(engine)
+    migrating.upgrade(engine)
+    with engine.connect() as connection:
+        assert migrating.is_current(connection)
+
+
+def test_a_database_of_another_version_is_said_to_be_one(fleet):
+    migrating.check(fleet.server)
+    with database.write(fleet.server) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(ServiceError) as refused:
+        migrating.check(fleet.server)
+    assert refused.value.code == "database_unavailable"
+    assert "migrate" in refused.value.detail
+
+
+def test_an_empty_database_is_said_to_be_none(engine):
+    with engine.connect() as connection:
+        assert not migrating.is_current(connection)
+
+
+def test_sqlite_is_durable_and_checks_references(fleet):
+    with database.read(fleet.server) as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("synchronous", "foreign_keys", "journal_mode", "busy_timeout", "trusted_schema")
+        }
+    race_fixed = sqlite3.sqlite_version_info >= database.WAL_SINCE
+    assert pragmas == {
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "journal_mode": "wal" if race_fixed else "truncate",
+        "busy_timeout": database.BUSY_TIMEOUT_MS,
+        "trusted_schema": 0,
+    }
+
+
+def test_a_write_is_all_or_nothing(fleet):
+    def broken():
+        with database.write(fleet.server) as connection:
+            database.next_number(connection, "x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    with database.write(fleet.server) as connection:
+        assert database.next_number(connection, "x") == 1
+        assert database.next_number(connection, "x") == 2
+
+
+def test_a_read_cannot_write_over_a_writer(fleet):
+    with database.write(fleet.server) as connection:
+        database.next_number(connection, "x")
+        with database.read(fleet.server) as reader:
+            assert (
+                reader.execute(sa.select(database.counters).where(database.counters.c.name == "x")).first() is None
+            )
+
+
+def test_errors_of_the_database_show_no_parameters(fleet):
+    with pytest.raises(ServiceError) as refused, database.write(fleet.server) as connection:
+        connection.execute(sa.text("SELECT * FROM nowhere WHERE secret = :secret"), {"secret": "hunter2"})
+    assert refused.value.code == "database_unavailable"
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None

@@ -1,0 +1,49 @@
+"""Starting `device_worker.py` as real processes, ending them, and counting what they delivered."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from device_site import Site
+from vendor import PRODUCT
+
+_SCRIPT = Path(__file__).with_name("device_worker.py")
+
+
+class Worker:
+    """One process that runs the licensed model in some threads. What it delivered is in `delivered`."""
+
+    def __init__(self, site: Site, threads: int, calls: int | None = None) -> None:
+        trust = site.vendor.trust
+        rest = [] if calls is None else [calls]
+        argv = [sys.executable, _SCRIPT, site.path, trust.issuer, trust.roots[0], PRODUCT, threads, *rest]
+        # A file, not a pipe: it takes any number of bytes from a process that nobody may wait for.
+        self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self._process = subprocess.Popen(
+            [str(arg) for arg in argv], stdout=self._told, stderr=subprocess.PIPE, text=True
+        )
+        self.threads = threads
+        self.delivered = 0
+        self.said: list[str] = []
+
+    def wait_ready(self) -> None:
+        """Return when it is about to begin."""
+        line = self._process.stderr.readline().strip()
+        assert line == "ready", line + self._process.stderr.read()
+
+    def kill(self) -> None:
+        """SIGKILL, wherever it is."""
+        self._process.kill()
+        self.end()
+
+    def end(self) -> "Worker":
+        """Wait for its end, however it comes."""
+        self.said += self._process.communicate(timeout=60)[1].split()
+        self.delivered = self._told.seek(0, 2)
+        self._told.close()
+        return self
+
+    @property
+    def returncode(self) -> int:
+        return self._process.returncode

@@ -1,0 +1,168 @@
+"""A device in a directory, under clocks that a test moves, beside a vendor that signs for it."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import device_models
+import onnxruntime
+import vendor as vendors
+from vendor import PRODUCT, Vendor, call_model, item_model
+
+from device_sdk import Device, LicensedSession
+from device_sdk.inbox import Outcome
+from device_sdk.readings import Clocks
+from meterkit import limits
+from meterkit.licenses import ModelTerms
+
+NS = 1_000_000_000
+START_S = 1_800_000_000 // limits.WINDOW_S * limits.WINDOW_S + 10  # ten seconds into a window
+BOOTS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 6)]
+
+MUL = call_model("mul", device_models.digest(device_models.mul()))
+ROWS = item_model("rows", device_models.digest(device_models.rows()), "frames")
+LOOPING = call_model("looping", device_models.digest(device_models.looping()))
+BYTES = {"mul": device_models.mul, "rows": device_models.rows, "looping": device_models.looping}
+
+
+def limited(terms: ModelTerms, limit: int | None) -> ModelTerms:
+    make = call_model if terms.unit == "call" else item_model
+    rest = () if terms.axis is None else (terms.axis.input,)
+    return make(terms.name, terms.sha256[0], *rest, limit=limit)
+
+
+class FakeClocks:
+    """A wall clock, a boot clock and a boot id, which stand until a test moves them."""
+
+    def __init__(self, now_s: int = START_S) -> None:
+        self.true_ns = self.wall_ns = now_s * NS
+        self.boot_ns = 5_000 * NS
+        self.boot = BOOTS[0]
+
+    @property
+    def clocks(self) -> Clocks:
+        return Clocks(boot_ns=lambda: self.boot_ns, wall_ns=lambda: self.wall_ns, boot=lambda: self.boot)
+
+    @property
+    def now_s(self) -> int:
+        """What time it truly is: a server's time, whatever the device's wall clock shows."""
+        return self.true_ns // NS
+
+    def run_on(self, seconds: float) -> None:
+        """Let time pass, as it does."""
+        self.true_ns += int(seconds * NS)
+        self.wall_ns += int(seconds * NS)
+        self.boot_ns += int(seconds * NS)
+
+    def set_true(self) -> None:
+        """Begin at the real time: for tests with processes of their own."""
+        self.true_ns = self.wall_ns = time.time_ns()
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock forward, or back."""
+        self.wall_ns += int(seconds * NS)
+
+    def reboot(self, off_s: float) -> None:
+        """Switch off and on: the wall clock ran on, the boot clock starts anew under another id."""
+        self.true_ns += int(off_s * NS)
+        self.wall_ns += int(off_s * NS)
+        self.boot_ns = 20 * NS
+        self.boot = BOOTS[BOOTS.index(self.boot) + 1]
+
+
+def quiet_options() -> onnxruntime.SessionOptions:
+    """One thread, nothing on stderr: what a test's model needs, also after fork()."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return options
+
+
+@dataclass
+class Site:
+    """A directory for a device, its clocks, and its vendor. `open` may be called any number of times."""
+
+    path: Path
+    time: FakeClocks = field(default_factory=FakeClocks)
+    vendor: Vendor = field(default_factory=lambda: Vendor(now=START_S))
+    opened: list[Device] = field(default_factory=list)
+
+    def open(self, *, real_clocks: bool = False) -> Device:
+        clocks = None if real_clocks else self.time.clocks
+        device = Device.open(self.path, trust=self.vendor.trust, product=PRODUCT, clocks=clocks)
+        self.opened.append(device)
+        return device
+
+    def activated(self, *models: ModelTerms, real_clocks: bool = False, **changes) -> Device:
+        device = self.open(real_clocks=real_clocks)
+        self.activate(device, *models, **changes)
+        return device
+
+    def activate(self, device: Device, *models: ModelTerms, **changes) -> Outcome:
+        self.vendor.now = self.time.now_s
+        request = device.request_activation(vendors.code())
+        outcome = device.take_reply(self.vendor.answer_activation(request, list(models), **changes))
+        assert not outcome.refused, outcome
+        return outcome
+
+    def sync(self, device: Device, *models: ModelTerms, **changes) -> Outcome:
+        """Hand everything over; models given come back in a new token."""
+        self.vendor.now = self.time.now_s
+        return device.take_reply(self.vendor.accept(device.make_batches(), list(models) or None, **changes))
+
+    def close(self) -> None:
+        for device in self.opened:
+            device.close()
+
+
+def session(device: Device, name: str = "mul", **kwargs) -> LicensedSession:
+    kwargs.setdefault("sess_options", quiet_options())
+    return LicensedSession(BYTES[name](), device=device, model=name, **kwargs)
+
+
+def use(running: LicensedSession, times: int = 1) -> None:
+    for _ in range(times):
+        running.run(None, device_models.MUL_FEED)
+
+
+def records(device: Device, kind: str | None = None) -> list[dict]:
+    """The records of the current ledger, as they were hashed."""
+    with device.counter.transaction() as tx:
+        found = [json.loads(body) for body in tx.bodies(1)]
+    return [record for record in found if kind in (None, record["kind"])]
+
+
+def recorded(device: Device, model: str = "mul") -> int:
+    """Units of a model in the current ledger, after folding everything."""
+    with device.counter.fold_everything():
+        pass
+    return sum(record["units"] for record in records(device, "usage") if record["model"] == model)
+
+
+def leased(device: Device) -> int:
+    with device.counter.transaction() as tx:
+        return tx.execute("SELECT COALESCE(SUM(units), 0) FROM leases").fetchone()[0]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Every file under a directory, by its content."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextmanager
+def unchanged(directory: Path, *besides: str) -> Iterator[None]:
+    """Whatever happens inside changes no file of the directory, besides those named."""
+    before = digests(directory)
+    yield
+    after = digests(directory)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert changed <= set(besides)

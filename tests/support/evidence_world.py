@@ -1,0 +1,332 @@
+"""A small vendor that meters, bills and proves: evidence bundles for tests, and hands that forge them."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import billing_terms as bt
+import core_world as world
+
+from meterkit import audit, envelopes, evidence, exchange, ledger, plans, signing, usage
+from meterkit.attribution import Calendar, Period, Run, TokenSpan, gather
+from meterkit.canonical import from_base64url, from_bytes, to_bytes
+from meterkit.evidence import Bundle
+from meterkit.exchange import Batch, Has, Receipt
+from meterkit.invoices import Line, Terms, Version, bill, billed_before
+from meterkit.keys import device_id
+from meterkit.ledger import Chain
+from meterkit.positions import Position
+from meterkit.replay import Replay
+from meterkit.tokens import Token
+
+START = world.NOW - 60 * bt.DAY  # the license's first midnight
+CUSTOMER = world.ident("cus")
+DAY = bt.DAY
+
+
+@dataclass
+class Device:
+    """One device, its ledger, and what of it was sent."""
+
+    name: str
+    shop: "Shop"
+    epoch: str = ""
+    chain: Chain = None  # type: ignore[assignment]  # set at once
+    sent: Position = None  # type: ignore[assignment]  # set at once
+    bodies: list[bytes] = field(default_factory=list)
+    jti: str = ""
+    license_id: str = bt.LICENSE
+
+    def __post_init__(self) -> None:
+        self.key = world.key(f"device {self.name}")
+        self.id = device_id(self.key.verify_key)
+        self.start_epoch("first")
+
+    def start_epoch(self, name: str) -> None:
+        self.epoch = world.ident("ep", f"{self.name} {name}")
+        self.chain = Chain(device=self.id, position=Position(epoch=self.epoch))
+        self.sent, self.bodies = self.chain.position, []
+        self.append(usage.genesis(epoch=self.epoch, device=self.id, previous=None, lost=None), START)
+
+    def append(self, members: dict[str, Any], at: int) -> None:
+        entry = ledger.append(self.chain.position, members, time=at, boot=world.BOOT)
+        self.chain = ledger.follow(self.chain, entry)
+        self.bodies.append(entry.body)
+
+    def install(self, name: str, day: float, **changes: Any) -> None:
+        """Install a token; unless it is said to be forged, the vendor has issued it."""
+        forged = changes.pop("forged", False)
+        iat = START + int(day * DAY)
+        self.jti = world.ident("tok", f"{self.name} {name}")
+        serial = iat
+        if not forged:
+            self.shop.issue(self, self.jti, serial, iat, **changes)
+        self.append(
+            usage.token_installed(
+                jti=self.jti, serial=serial, iat=iat, license_id=self.license_id, anchor=self.chain.position
+            ),
+            iat,
+        )
+
+    def use(self, units: int, day: float, **changes: Any) -> None:
+        at = START + int(day * DAY)
+        members = world.usage_members(0, units, license=self.license_id, token=self.jti, window=at // 900)
+        self.append({**members, **changes}, at)
+
+    def send(self, day: float) -> None:
+        """Hand over what was not sent yet; the vendor accepts it and confirms it."""
+        at = START + int(day * DAY)
+        batch = Batch(
+            product=world.PRODUCT,
+            license_id=self.license_id,
+            epoch=self.epoch,
+            seq_from=self.sent.seq + 1,
+            prev=self.sent.head,
+            seq_to=self.chain.position.seq,
+            head=self.chain.position.head,
+            through=at,
+            made_at=at,
+            has=Has(),
+            bodies=tuple(self.bodies),
+        )
+        text = signing.sign_payload(envelopes.BATCH, batch.to_payload(), self.key)
+        self.shop.accept(self, batch, text, at)
+        self.sent, self.bodies = self.chain.position, []
+
+    def copy(self) -> "Device":
+        """An image of this device: the same key, the same ledger."""
+        twin = Device.__new__(Device)
+        twin.__dict__.update(self.__dict__)
+        twin.bodies = list(self.bodies)
+        return twin
+
+    def activation(self) -> str:
+        claims = world.activation_claims(
+            sign_key=self.key.verify_key.text, position={"epoch": self.epoch, "seq": 0, "head": "0" * 64}
+        )
+        return signing.sign(envelopes.ACTIVATION, claims, self.key)
+
+
+class Shop:
+    """The vendor: what it granted, accepted, ran and invoiced."""
+
+    def __init__(self, plan: dict[str, Any], *, months: int = 2, ends_at: int | None = None) -> None:
+        self.plan = plans.read(plan)
+        self.ends_at = ends_at
+        self.periods = tuple(
+            dataclasses.replace(
+                bt.whole(nth),
+                start_at=START + nth * 30 * DAY,
+                end_at=START + (nth + 1) * 30 * DAY,
+                whole_start_at=START + nth * 30 * DAY,
+                whole_end_at=START + (nth + 1) * 30 * DAY,
+            )
+            for nth in range(months)
+        )
+        self.devices: dict[str, Device] = {}
+        self.parts: dict[str, bytes] = {}
+        self.acceptances: list[dict[str, Any]] = []
+        self.replays: dict[str, Replay] = {}
+        self.tokens: dict[str, Any] = {}
+        self.runs: list[Run] = []
+        self.documents: list[tuple[Run, bytes, str]] = []
+        self.lines: list[Line] = []
+        self.parts["keyrings/1.json"] = to_bytes(world.keyring_document())
+
+    def device(self, name: str) -> Device:
+        made = Device(name=name, shop=self)
+        self.devices[made.id] = made
+        self.replays[made.id] = Replay(made.id)
+        self.parts[f"activations/{made.id}.jws"] = made.activation().encode()
+        return made
+
+    def issue(self, device: Device, jti: str, serial: int, iat: int, life_days: float = 30) -> None:
+        claims = world.token_claims(
+            sub=device.id,
+            jti=jti,
+            iat=iat,
+            nbf=iat,
+            exp=iat + int(life_days * DAY),
+            serial=serial,
+            license={"id": device.license_id, "ends": None},
+            anchor=device.chain.position.to_claims(),
+        )
+        self.tokens[jti] = claims
+        self.parts[f"tokens/{jti}.jws"] = signing.sign(envelopes.TOKEN, claims, world.key("token")).encode()
+
+    def accept(self, device: Device, batch: Batch, text: str, at: int) -> None:
+        number = len(self.acceptances) + 1
+        self.parts[f"batches/{number:012d}.jws"] = text.encode()
+        self.acceptances.append({"acceptance": number, "device": device.id, "received_at": at})
+        replay = self.replays[device.id]
+        replay.add(batch, acceptance=number, received_at=at)
+        totals = replay.totals_at(batch.end)
+        assert totals is not None
+        receipt = Receipt(
+            issuer=world.ISSUER,
+            product=world.PRODUCT,
+            device=device.id,
+            iat=at,
+            position=batch.end,
+            totals=totals,
+        )
+        name = f"receipts/{device.id}.{batch.epoch}.{batch.seq_to}.{batch.head}.jws"
+        signed = signing.sign(envelopes.RECEIPT, receipt.to_claims(), world.key("receipt"))
+        self.parts[name] = signed.encode()
+
+    def terms(self) -> Terms:
+        version = Version(plan_id=bt.PLAN, number=1, starts_at=START, plan=self.plan)
+        return Terms(license_id=bt.LICENSE, ends_at=self.ends_at, versions=(version,), periods=self.periods)
+
+    def suspects(self) -> dict[str, frozenset[tuple[str, str]]]:
+        known = {jti: _token(claims) for jti, claims in self.tokens.items()}
+        return {device: each.suspects({bt.LICENSE}, known) for device, each in self.replays.items()}
+
+    def run(self, day: float) -> Bundle | None:
+        """Bill up to a day, and finalize at once; gives the evidence, or None where nothing was to bill."""
+        run = Run(number=len(self.runs) + 1, cut_off=START + int(day * DAY), acceptance_max=len(self.acceptances))
+        self.runs.append(run)
+        terms = self.terms().known_at(run)
+        suspects = self.suspects()
+        records = [r for d, each in self.replays.items() for r in each.records(run.acceptance_max, suspects[d])]
+        spans = [_span(claims) for claims in self.tokens.values()]
+        found = gather(
+            Calendar(terms.periods, terms.ends_at),
+            run,
+            [record for record in records if record.license_id == bt.LICENSE],
+            [span for span in spans if span.license_id == bt.LICENSE],
+        )
+        made = bill(terms, found, billed_before(self.lines), self.runs)
+        if not made.lines:
+            return None
+        self.lines += made.lines
+        return self._freeze(run, audit.Bills(lines=made.lines, beside=made.beside), terms, suspects)
+
+    def _freeze(self, run: Run, bills: audit.Bills, terms: Terms, suspects: Any) -> Bundle:
+        number = f"INV-{len(self.documents) + 1:06d}"
+        quarantined = [
+            {"device": device, "epoch": epoch, "seq": self.replays[device].seq_of(epoch, hash_), "hash": hash_}
+            for device, names in sorted(suspects.items())
+            for epoch, hash_ in sorted(names)
+        ]
+        parts = {
+            **self.parts,
+            "licenses.json": to_bytes([_license(terms)]),
+            f"plans/{bt.PLAN}.1.json": to_bytes(dict(self.plan.body)),
+            "runs.json": to_bytes([each.to_claims() for each in self.runs]),
+            "acceptances.json": to_bytes(self.acceptances),
+            "decisions.json": to_bytes({"quarantined": quarantined}),
+            **{f"earlier/{name}.json": body for _, body, name in self.documents},
+        }
+        document = {
+            "v": 1,
+            "id": world.ident("inv", number),
+            "number": number,
+            "customer": CUSTOMER,
+            "customer_name": "Harbour Cranes",
+            "finalized_at": world.NOW,
+            **audit.document_members(bills, run=run, currency=self.plan.currency),
+            "evidence": evidence.digest_of(parts),
+        }
+        parts["invoice.json"] = to_bytes(document)
+        self.documents.append((run, parts["invoice.json"], number))
+        return sign_bundle(parts, number)
+
+
+def _token(claims: dict[str, Any]) -> Token:
+    return Token.from_claims(claims)
+
+
+def _span(claims: dict[str, Any]) -> TokenSpan:
+    return TokenSpan(
+        license_id=claims["license"]["id"],
+        device=claims["sub"],
+        iat=claims["iat"],
+        nbf=claims["nbf"],
+        exp=claims["exp"],
+    )
+
+
+def _license(terms: Terms) -> dict[str, Any]:
+    def period(each: Period) -> dict[str, Any]:
+        names = ("interval", "nth", "start_at", "end_at", "whole_start_at", "whole_end_at", "since_run")
+        return {name: getattr(each, name) for name in names}
+
+    return {
+        "license": terms.license_id,
+        "starts_at": START,
+        "ends_at": terms.ends_at,
+        "versions": [{"plan": bt.PLAN, "version": 1, "starts_at": START}],
+        "periods": [period(each) for each in terms.periods],
+    }
+
+
+def sign_bundle(parts: dict[str, bytes], number: str = "") -> Bundle:
+    """Put a manifest over parts, signed with the vendor's own key for invoices."""
+    number = number or from_bytes(parts["invoice.json"], bytes_max=10**8).get("number", "INV-000001")
+    claims = evidence.manifest_claims(issuer=world.ISSUER, iat=world.NOW, invoice=number, parts=parts)
+    return Bundle(manifest=signing.sign(envelopes.EVIDENCE, claims, world.key("invoice")), parts=parts)
+
+
+def forge(bundle: Bundle, changes: dict[str, bytes | None], *, own_digest: bool = True) -> Bundle:
+    """Change parts as a vendor could who holds all of its own keys: every digest and the manifest made anew."""
+    parts = dict(bundle.parts)
+    for name, data in changes.items():
+        if data is None:
+            del parts[name]
+        else:
+            parts[name] = data
+    if own_digest and "invoice.json" in parts:
+        document = from_bytes(parts["invoice.json"], bytes_max=10**8)
+        document["evidence"] = evidence.digest_of(parts)
+        parts["invoice.json"] = to_bytes(document)
+    return sign_bundle(parts, "INV-000001" if "invoice.json" not in parts else "")
+
+
+def payload(text: bytes) -> bytes:
+    """What a signed part says, whoever signed it."""
+    kind = envelopes.KINDS[from_bytes(_b64(text.split(b".")[0]), bytes_max=512)["typ"]]
+    return envelopes.unverified_parts(kind, text.decode()).payload
+
+
+def _b64(data: bytes) -> bytes:
+    return from_base64url(data.decode())
+
+
+def story() -> tuple[Bundle, Bundle]:
+    """Two months, two devices, a late unit, a fork, a forged token: the evidence of both invoices."""
+    tiers = [{"up_to": 100, "unit_amount": "0.10"}, {"up_to": None, "unit_amount": "0.05"}]
+    shop = Shop(
+        bt.plan_json(
+            bt.usage_charge({"model": "graduated", "tiers": tiers}, model="detector"),
+            bt.recurring("49.00", due="advance"),
+            bt.recurring(name="fleet", per="device", price=bt.per_unit("2")),
+            bt.commitment("120", "calls", "fee"),
+        ),
+        months=3,
+    )
+    crane, lift = shop.device("crane"), shop.device("lift")
+    crane.install("one", 0)
+    crane.use(90, 1)
+    lift.install("one", 2)
+    lift.use(30, 3, unsettled=4)
+    crane.send(4)
+    crane.use(7, 20)
+    lift.send(25)
+    first = shop.run(30)
+    crane.send(31)  # the seven units were used in the first month, and come in the second
+    twin = crane.copy()
+    crane.use(11, 33)
+    crane.send(34)
+    twin.use(13, 35)
+    twin.send(36)
+    lift.install("stolen", 40, forged=True)
+    lift.use(1000, 41)
+    lift.send(42)
+    second = shop.run(60)
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+__all__ = ["Shop", "exchange", "forge", "payload", "sign_bundle", "story"]

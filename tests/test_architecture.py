@@ -1,0 +1,185 @@
+"""The import graph is the architecture: these tests hold it."""
+
+import ast
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("meterkit", "device_sdk", "licensing_server")
+HOMES = {
+    "jwt": {"meterkit.signing"},
+    "onnxruntime": {"device_sdk.session"},
+    "sqlite3": {"device_sdk.ledger_store", "licensing_server.database"},
+    "sqlite_utils": {"device_sdk.ledger_schema"},
+    "httpx2": {"device_sdk.transport"},
+}
+IMPURE = {
+    "os", "socket", "ssl", "http", "urllib", "pathlib", "shutil", "tempfile", "subprocess", "time",
+    "random", "secrets", "uuid", "threading", "sqlite3", "logging",
+}  # fmt: skip
+IMPURE_BUILTINS = {"open", "print", "input"}
+IMPURE_METHODS = {"now", "today", "utcnow", "time_ns", "urandom", "token_bytes"}
+SHELLS = {"meterkit.cli", "meterkit.terminal"}
+NOUNS = ("catalog", "customers", "licenses", "devices", "usage", "billing")
+
+
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text("utf-8"))
+    return found
+
+
+def imports(tree: ast.Module, *, lazy: bool = True) -> set[str]:
+    """What a module imports; without `lazy`, only what it imports when it is loaded itself."""
+    nodes = ast.walk(tree) if lazy else top_level(tree)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in module_names() else node.module)
+    return found
+
+
+@functools.cache
+def module_names() -> frozenset[str]:
+    return frozenset(modules())
+
+
+def top_level(tree: ast.Module):
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+def own(names: set[str]) -> set[str]:
+    return {name for name in names if name in modules()}
+
+
+def closure(name: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += own(imports(modules()[at]))
+    return seen
+
+
+def test_the_packages_point_inward():
+    for name, tree in modules().items():
+        package = name.split(".")[0]
+        others = {each.split(".")[0] for each in imports(tree)} & set(PACKAGES) - {package}
+        assert others <= ({"meterkit"} if package != "meterkit" else set()), name
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_a_named_library_stays_in_its_one_home(library):
+    users = {name for name, tree in modules().items() if library in {i.split(".")[0] for i in imports(tree)}}
+    assert users == HOMES[library]
+
+
+def test_the_core_is_pure_and_is_told_the_time():
+    for name, tree in modules().items():
+        if not name.startswith("meterkit") or name in SHELLS:
+            continue
+        roots = {each.split(".")[0] for each in imports(tree)}
+        assert not roots & IMPURE, f"{name} imports {roots & IMPURE}"
+        called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        builtins = {func.id for func in called if isinstance(func, ast.Name)}
+        methods = {func.attr for func in called if isinstance(func, ast.Attribute)}
+        assert not builtins & IMPURE_BUILTINS, f"{name} calls {builtins & IMPURE_BUILTINS}"
+        assert not methods & IMPURE_METHODS, f"{name} calls {methods & IMPURE_METHODS}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    for name, tree in modules().items():
+        for imported in own(imports(tree, lazy=False)) - {name}:
+            package = imported.count(".") == 0
+            assert package or name not in top_closure(imported), f"{name} and {imported} import each other"
+
+
+def top_closure(name: str) -> set[str]:
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        at = todo.pop()
+        if at not in seen:
+            seen.add(at)
+            todo += own(imports(modules()[at], lazy=False))
+    return seen
+
+
+def test_the_gate_cannot_reach_the_network():
+    reached = closure("device_sdk.gate")
+    libraries = {each.split(".")[0] for name in reached for each in imports(modules()[name])}
+    assert not libraries & {"socket", "ssl", "http", "urllib", "httpx2", "asyncio"}
+    assert "device_sdk.transport" not in reached
+
+
+def test_sql_is_in_stores_and_http_in_routes():
+    for name, tree in modules().items():
+        if not name.startswith("licensing_server"):
+            continue
+        roots = {each.split(".")[0] for each in imports(tree)}
+        leaf = name.split(".")[-1]
+        if "fastapi" in roots or "starlette" in roots:
+            assert leaf in {"routes", "app", "auth", "problems", "bodies", "pages", "idempotency"}, name
+        if "pydantic" in roots:
+            assert "schemas" in leaf, name
+        if leaf in {"routes", "schemas", "service"}:
+            assert "sqlalchemy" not in roots, name
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_every_noun_has_the_same_furniture(noun):
+    for piece in ("routes", "schemas", "service", "store", "commands"):
+        assert f"licensing_server.{noun}.{piece}" in modules()
+
+
+def test_a_noun_reads_only_nouns_to_its_left():
+    for name, tree in modules().items():
+        parts = name.split(".")
+        if parts[0] != "licensing_server" or len(parts) < 3 or parts[1] not in NOUNS:
+            continue
+        right = set(NOUNS[NOUNS.index(parts[1]) + 1 :])
+        used = {each.split(".")[1] for each in imports(tree) if each.startswith("licensing_server.")}
+        assert not used & right, f"{name} reads {used & right}"
+
+
+def test_functions_fit_a_screen_and_files_a_sitting():
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno + 1 <= 70, f"{name}.{node.name}"
+        lines = max((getattr(node, "end_lineno", 0) for node in ast.walk(tree)), default=0)
+        history = ".migrations.versions." in name  # one step of the schema's history is one file
+        assert history or lines <= 400, f"{name} has {lines} lines"
+
+
+def test_no_bare_assert_guards_anything():
+    for name, tree in modules().items():
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), name
+
+
+def test_the_way_to_the_first_answer_imports_nothing_it_does_not_need():
+    source = (
+        "import sys, device_sdk\nfrom device_sdk import LicensedSession\n"
+        "heavy = {'jwt', 'sqlite_utils', 'httpx2', 'rich', 'click', 'fastapi', 'sqlalchemy', 'email'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
