@@ -80,6 +80,7 @@ class CellFile:
         self.words = memoryview(self._map).cast("Q")
         self._unused = iter(range(limits.CELL_SLOTS))
         self._free: deque[int] = deque()
+        self._flushed = b""
 
     def _make(self) -> None:
         """Make it under a hidden name, locked and at its full size before it can be seen under its own."""
@@ -137,12 +138,17 @@ class CellFile:
         self.words[at + 1] = word + 1
         self.words[at] = word
 
-    def flush(self) -> None:
-        """Write the counts to disk, so that less is unsettled after a power loss."""
+    def flush_changed(self) -> bool:
+        """Write the counts to disk, so that a power loss unsettles less; tells whether any had changed."""
+        counts = bytes(self.words)
+        if counts == self._flushed:
+            return False
         try:
             self._map.flush()
         except OSError as fault:
             raise DeviceError("directory_unusable", f"cells: {fault.strerror}") from None
+        self._flushed = counts
+        return True
 
     def disown(self) -> None:
         """After fork(), in the child: close the inherited lock, so that it ends with the parent."""

@@ -72,7 +72,7 @@ def decide_unused(tx: Transaction, token: Token, terms: ModelTerms, unused_units
     return entitlements.decide(token, terms.name, free, 1, now)
 
 
-def make_lease(units: int, standing: Standing, token: Token, now: Instant) -> Lease:
+def make_lease(units: int, standing: Standing, token: Token, now: Instant, *, scarce: bool) -> Lease:
     """A lease that ends at the next edge: its window's end, or an instant that the token names."""
     window_end_s = (now.window + 1) * limits.WINDOW_S
     token_edges = [edge for edge in token.edges() if edge > now.effective_s]
@@ -80,7 +80,7 @@ def make_lease(units: int, standing: Standing, token: Token, now: Instant) -> Le
     return Lease(
         units,
         standing=standing,
-        started_ns=now.boot_ns,
+        scarce=scarce,
         deadline_ns=min(now.boot_ns_at(window_end_s), hard_ns),
         hard_ns=hard_ns,
     )

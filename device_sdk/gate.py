@@ -11,14 +11,13 @@ from typing import Any
 
 from device_sdk.cells import Cell
 from device_sdk.counter import Counter
-from device_sdk.leases import MeterCount
+from device_sdk.leases import NO_SHARE, NOTHING, Lease, Take
+from device_sdk.meters import MeterCount
 
 Run = Callable[[Any, Any, Any], Any]
 Measure = Callable[[Any], int]
 
-
-_NO_ITEMS = (0).__gt__  # no lease yet holds any number of units: 0 > units is never true
-_NOTHING_LEASED = iter(()).__next__
+_SHARE_OF_LEASE = 8  # a thread sets aside at most this fraction of a lease for calls of one size
 
 
 def call_gate(counter: Counter, count: MeterCount, digest: str, run: Run) -> Run:
@@ -26,35 +25,34 @@ def call_gate(counter: Counter, count: MeterCount, digest: str, run: Run) -> Run
     boot_ns = counter.clocks.boot_ns
     cell: Cell | None = None
     words: Any = [0, 0]
-    at = word = deadline_ns = 0
-    take_one: Callable[[], Any] = _NOTHING_LEASED
+    at = started = word = deadline_ns = 0
+    take_one: Take = NOTHING
 
-    def renew() -> None:
-        nonlocal cell, words, at, word, deadline_ns, take_one
+    def renew() -> int:
+        nonlocal cell, words, at, started, word, deadline_ns, take_one
         admitted = counter.admit(count, digest, cell, 1)
         cell, deadline_ns, take_one = admitted.cell, admitted.deadline_ns, admitted.lease.take_one
-        words, at, word = cell.words, cell.at, cell.word
+        words, at, started, word = cell.words, cell.at, cell.at + 1, cell.word
+        return word + 1
 
     def gated(output_names: Any, input_feed: Any, run_options: Any) -> Any:
         nonlocal word
         # Started is said before the clock is asked: whoever sees nothing started sees no older window later.
-        words[at + 1] = word + 1
-        leased = boot_ns() < deadline_ns
-        if leased:
-            try:
+        words[started] = after = word + 1
+        try:
+            if boot_ns() >= deadline_ns:
+                after = renew()
+            else:
                 take_one()
-            except StopIteration:
-                leased = False
-        if not leased:
-            renew()
+        except StopIteration:
+            after = renew()
         try:
             answer = run(output_names, input_feed, run_options)
         except BaseException:
             count.give_back(1)
-            words[at + 1] = word
+            words[started] = word
             raise
-        word += 1
-        words[at] = word
+        words[at] = word = after
         return answer
 
     return gated
@@ -64,30 +62,51 @@ def item_gate(counter: Counter, count: MeterCount, digest: str, run: Run, measur
     """Gate a run path whose unit is the item: a call is admitted with all its items, or not at all."""
     boot_ns = counter.clocks.boot_ns
     cell: Cell | None = None
+    lease: Lease | None = None
     words: Any = [0, 0]
-    at = word = deadline_ns = 0
-    take: Callable[[int], bool] = _NO_ITEMS
+    at = started = word = deadline_ns = 0
+    share, share_units, take = NO_SHARE, 0, NO_SHARE.take
 
-    def renew(units: int) -> None:
-        nonlocal cell, words, at, word, deadline_ns, take
-        admitted = counter.admit(count, digest, cell, units)
-        cell, deadline_ns, take = admitted.cell, admitted.deadline_ns, admitted.lease.take
-        words, at, word = cell.words, cell.at, cell.word
+    def fetch_share(units: int) -> bool:
+        """Set aside calls of this size from the lease in hand, more each time, and take the first of them."""
+        nonlocal share, share_units, take
+        if lease is None or not units or boot_ns() >= deadline_ns:
+            return False
+        calls = 1
+        if units == share_units:
+            calls = max(1, min(2 * share.calls, lease.units // (_SHARE_OF_LEASE * units)))
+        else:
+            lease.put_back(share)
+        share = lease.share(units, calls)
+        share_units, take = units, share.take
+        return share.take_first()
+
+    def renew(units: int) -> int:
+        nonlocal cell, lease, words, at, started, word, deadline_ns
+        if not fetch_share(units):
+            admitted = counter.admit(count, digest, cell, units)
+            cell, lease, deadline_ns = admitted.cell, admitted.lease, admitted.deadline_ns
+            words, at, started, word = cell.words, cell.at, cell.at + 1, cell.word
+        return word + units
 
     def gated(output_names: Any, input_feed: Any, run_options: Any) -> Any:
         nonlocal word
         units = measure(input_feed)
-        words[at + 1] = word + units
-        if boot_ns() >= deadline_ns or not take(units):
-            renew(units)
+        words[started] = after = word + units
+        try:
+            if units != share_units or boot_ns() >= deadline_ns:
+                after = renew(units)
+            else:
+                take()
+        except StopIteration:
+            after = renew(units)
         try:
             answer = run(output_names, input_feed, run_options)
         except BaseException:
             count.give_back(units)
-            words[at + 1] = word
+            words[started] = word
             raise
-        word += units
-        words[at] = word
+        words[at] = word = after
         return answer
 
     return gated

@@ -27,6 +27,10 @@ class Holder:
         self._stamp: tuple[int, ...] = ()
         self.refresh()
 
+    def is_stale(self) -> bool:
+        """Whether another process has changed the vault since it was read here."""
+        return self.vault.stamp() != self._stamp
+
     def refresh(self) -> bool:
         """Read the vault again if another process changed it; tells whether anything did change."""
         stamp = self.vault.stamp()

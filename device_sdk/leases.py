@@ -1,121 +1,126 @@
 """Units that a process may use without asking the ledger again: taken from it durably, handed out here."""
 
 import threading
+from collections.abc import Callable
 from operator import length_hint
+from typing import Any
 
 from device_sdk.cells import Standing
 from meterkit import limits
-from meterkit.clocks import NS
-from meterkit.entitlements import Denied
-from meterkit.errors import MeterkitError
-from meterkit.licenses import Meter
+
+Take = Callable[[], Any]
+NOTHING: Take = iter(()).__next__
 
 
 class Lease:
     """Some units of one meter for one process, until the next edge.
 
-    `take_one` hands out single units atomically, because CPython runs an iterator's step in one go; `take`
-    serves calls of several units under a lock. A lease serves one of the two ways, by its meter's unit; `take`
-    of one unit fits both.
+    CPython runs an iterator's step in one go, so a step of a shared iterator hands something out once and to one
+    thread, without a lock. `take_one` is the step of all units that nobody has taken. For calls of several units
+    a thread fetches a `Share`: an iterator of *calls* of one size, from which it then takes without a lock too.
+    All of it can be drained at any time, by any thread: whoever asks next finds nothing.
+
+    `scarce` says that what is left of a limit, and not the pace, bounded its size.
     """
 
-    __slots__ = ("_lock", "_units", "deadline_ns", "hard_ns", "standing", "started_ns", "take_one", "units")
+    __slots__ = (
+        "_lock", "_shares", "_units", "deadline_ns", "hard_ns", "scarce", "standing", "take_one", "units",
+    )  # fmt: skip
 
-    def __init__(self, units: int, *, standing: Standing, started_ns: int, deadline_ns: int, hard_ns: int) -> None:
+    def __init__(
+        self, units: int, *, standing: Standing, deadline_ns: int, hard_ns: int, scarce: bool = False
+    ) -> None:
         self.units = units
         self.standing = standing
-        self.started_ns = started_ns
         self.deadline_ns = deadline_ns
         self.hard_ns = hard_ns
+        self.scarce = scarce
         self._units = iter(range(units))
+        self._shares: list[Share] = []
         self._lock = threading.Lock()
-        self.take_one = self._units.__next__
+        self.take_one: Take = self._units.__next__
 
     def take(self, units: int) -> bool:
         """Take several units, all or none."""
         with self._lock:
-            if units == 1:
-                return next(self._units, None) is not None
-            left = length_hint(self._units)
-            if left < units:
-                return False
-            self._units = iter(range(left - units))
-            return True
+            return self._take(units)
+
+    def _take(self, units: int) -> bool:
+        if units == 1:
+            return next(self._units, None) is not None
+        left = length_hint(self._units)
+        if left < units:
+            return False
+        self._units = iter(range(left - units))
+        self.take_one = self._units.__next__
+        return True
+
+    def share(self, units: int, calls: int) -> "Share":
+        """Set aside up to so many calls of so many units for one thread: as many as there are units for."""
+        with self._lock:
+            self._shares = [share for share in self._shares if share.unused()]
+            calls = min(calls, length_hint(self._units) // units) if units else 0
+            self._take(calls * units)
+            made = Share(units, calls)
+            self._shares.append(made)
+            return made
+
+    def put_back(self, share: "Share") -> None:
+        """Take back what a thread has not used of its share: its calls have another size now.
+
+        A share of a lease that was drained has nothing left to put back.
+        """
+        with self._lock:
+            units = length_hint(self._units) + share.drain()
+            self._units = iter(range(units))
+            self.take_one = self._units.__next__
 
     def unused(self) -> int:
         """How many units nobody has taken yet."""
-        return length_hint(self._units)
+        with self._lock:
+            return length_hint(self._units) + sum(share.unused() for share in self._shares)
+
+    def followed_by(self, units: int, *, deadline_ns: int | None = None) -> "Lease":
+        """A lease of so many units that goes on where this one ends: the same standing, the same edges."""
+        return Lease(
+            units,
+            standing=self.standing,
+            deadline_ns=self.deadline_ns if deadline_ns is None else deadline_ns,
+            hard_ns=self.hard_ns,
+            scarce=self.scarce,
+        )
 
     def drain(self) -> int:
         """End the lease: whoever asks next finds it empty. Gives the number of units that were unused."""
         with self._lock:
-            return len(list(self._units))
+            return len(list(self._units)) + sum(share.drain() for share in self._shares)
 
 
-class MeterCount:
-    """What this process holds for one meter: its lease, units to give back, its pace, the last denial.
+class Share:
+    """Some calls of one size, set aside from a lease for one thread."""
 
-    `over_limit` says that its last lease was beyond the limit, and is flagged so. `attempted` is what the last
-    transaction, if it was committed, left in the ledger to use; None where it certainly was not. `sure` is False
-    while a commit's outcome is unknown: whether the ledger's row of the lease holds it or not.
-    """
+    __slots__ = ("_calls", "calls", "take", "units")
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.lease: Lease | None = None
-        self.returned = 0
-        self.sure = True
-        self.over_limit = False
-        self.attempted: int | None = None
-        self.connections = -1
-        self.pace_per_s = 0.0
-        self.denied: MeterkitError | None = None
-        self.denied_until_ns = 0
-        self.denied_units = 0
-        self._lock = threading.Lock()
+    def __init__(self, units: int, calls: int) -> None:
+        self.units = units
+        self.calls = calls
+        self._calls = iter(range(calls))
+        self.take: Take = self._calls.__next__
 
-    def give_back(self, units: int) -> None:
-        """Return the units of a call that failed; the next commit of this meter returns them for good."""
-        with self._lock:
-            self.returned += units
+    def take_first(self) -> bool:
+        """Take one call of it, if there is any."""
+        return next(self._calls, None) is not None
 
-    def take_returned(self, units: int) -> None:
-        """Note that so many of the units given back are back in the ledger."""
-        with self._lock:
-            self.returned -= units
+    def unused(self) -> int:
+        """How many units of it nobody has taken yet."""
+        return length_hint(self._calls) * self.units
 
-    def end_lease(self, now_ns: int) -> int:
-        """Drain the lease in hand, learn its pace, and give back what was unused of it: so many units."""
-        lease, self.lease = self.lease, None
-        if lease is None:
-            return 0
-        unused = lease.drain()
-        self.pace_per_s = (lease.units - unused) * NS / max(1, now_ns - lease.started_ns)
-        self.give_back(unused)
-        return unused
+    def drain(self) -> int:
+        """End it; gives the number of units that were unused."""
+        return len(list(self._calls)) * self.units
 
-    def resume(self, ended: Lease, unused: int, deadline_ns: int) -> Lease:
-        """Take up a lease again whose end could not be written: what was unused of it serves on.
 
-        But no more than the new one would have held: if that commit landed after all, there is no more.
-        """
-        units = unused if self.attempted is None else min(unused, self.attempted)
-        self.take_returned(units)
-        self.lease = Lease(
-            units,
-            standing=ended.standing,
-            started_ns=ended.started_ns,
-            deadline_ns=deadline_ns,
-            hard_ns=ended.hard_ns,
-        )
-        return self.lease
-
-    def deny(self, why: Denied | MeterkitError, units: int, until_ns: int) -> MeterkitError:
-        """Remember a denial for a moment, so that asking again for as much is cheap; gives what to raise."""
-        self.denied = why.error() if isinstance(why, Denied) else why
-        self.denied_units = units
-        self.denied_until_ns = until_ns
-        return self.denied
+NO_SHARE = Share(0, 0)
 
 
 def size(*, units: int, left_units: int | None, pace_per_s: float, commit_ns: int) -> int:
@@ -124,8 +129,15 @@ def size(*, units: int, left_units: int | None, pace_per_s: float, commit_ns: in
     Within 1 to 32,768 or the call's own, and at most the larger of the call's own and a sixteenth of what is
     left (DESIGN §5): nothing at all for an empty call where little is left.
     """
-    seconds = max(limits.LEASE_TARGET_NS, limits.LEASE_COMMITS * commit_ns) / 1e9
-    wanted = max(1, units, min(limits.LEASE_UNITS_MAX, int(pace_per_s * seconds)))
-    if left_units is not None:
-        wanted = min(wanted, max(units, left_units // limits.LEASE_SHARE))
-    return wanted
+    wanted = max(1, units, min(limits.LEASE_UNITS_MAX, int(pace_per_s * lasting_ns(commit_ns) / 1e9)))
+    return wanted if left_units is None else min(wanted, max(units, share_of(left_units)))
+
+
+def lasting_ns(commit_ns: int) -> int:
+    """How long a lease should last."""
+    return max(limits.LEASE_TARGET_NS, limits.LEASE_COMMITS * commit_ns)
+
+
+def share_of(left_units: int) -> int:
+    """The most that one lease may take of what is left of a limit, beyond a call's own units."""
+    return left_units // limits.LEASE_SHARE

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,11 +37,14 @@ def _system_boot_ns() -> Callable[[], int]:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Where a device reads the time: wall clock, boot clock (it counts suspend), and the boot's id."""
+    """Where a device reads the time: wall clock, boot clock (it counts suspend), and the boot's id; and how a
+    thread waits for some seconds of it, or for something to happen before.
+    """
 
     boot_ns: Callable[[], int] = field(default_factory=_system_boot_ns)
     wall_ns: Callable[[], int] = time.time_ns
     boot: Callable[[], str] = boot_id
+    wait: Callable[[threading.Event, float], bool] = threading.Event.wait
 
     def read(self) -> Reading:
         """Read all three, as near to each other as Python allows."""

@@ -75,7 +75,7 @@ def test_threads_that_ended_leave_their_slots_to_others(site):
         in_thread(use, running, 3)
     assert recorded(device) == 120
     assert cells(device) <= 1
-    used = [at for at in range(0, 40 * WORDS_PER_SLOT, WORDS_PER_SLOT) if device.counter._file.words[at]]
+    used = [at for at in range(0, 40 * WORDS_PER_SLOT, WORDS_PER_SLOT) if device.counter.own.file.words[at]]
     assert len(used) <= 2
     assert not records(device, "recovery")
 
@@ -127,7 +127,7 @@ def test_a_worn_slot_is_left_for_another(site):
     device = site.activated(ROWS)
     rows = session(device, "rows")
     rows.run(None, frames(1))
-    file = device.counter._file
+    file = device.counter.own.file
     far = limits.CELL_COUNT_MAX // 2 + 1
     with device.counter.fold_everything() as (tx, now, _):
         file.words[0] = file.words[1] = pack(now.window, far)

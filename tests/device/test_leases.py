@@ -141,7 +141,7 @@ def test_how_much_is_leased(units, left, pace, commit_ns, expected):
 
 @pytest.mark.usefixtures("site")
 def test_a_lease_hands_out_each_unit_once_whichever_way_it_is_asked():
-    lease = Lease(20_000, standing=None, started_ns=0, deadline_ns=1, hard_ns=1)
+    lease = Lease(20_000, standing=None, deadline_ns=1, hard_ns=1)
     taken = [0] * 4
 
     def take(number: int) -> None:
@@ -166,7 +166,7 @@ def test_a_lease_hands_out_each_unit_once_whichever_way_it_is_asked():
 
 
 def test_taking_many_units_at_once_costs_no_more_than_one():
-    lease = Lease(2**40, standing=None, started_ns=0, deadline_ns=1, hard_ns=1)
+    lease = Lease(2**40, standing=None, deadline_ns=1, hard_ns=1)
     assert lease.take(2**40 - 3)
     assert not lease.take(4)
     assert lease.take(3)

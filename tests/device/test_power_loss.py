@@ -10,7 +10,7 @@ from device_sdk import DenialError, Device
 
 def die(device: Device) -> None:
     """What the end of a process does to its cell file: its lock is free."""
-    os.close(device.counter._file._handle)
+    os.close(device.counter.own.file._handle)
 
 
 def flags_and_units(device: Device) -> list[tuple[tuple[str, ...], int, int]]:
@@ -58,7 +58,7 @@ def test_it_is_settled_once(site):
 def test_a_cell_that_went_stale_proves_less(site, died):
     """Its last pages were not on the disk yet: back to the count at the mark, or before it."""
     device, held = died
-    path = device.counter._file.path
+    path = device.counter.own.file.path
     path.write_bytes(b"\x00" * path.stat().st_size)
     site.time.reboot(60)
     after = site.open()
@@ -68,7 +68,7 @@ def test_a_cell_that_went_stale_proves_less(site, died):
 
 def test_a_cell_file_that_is_gone_proves_nothing(site, died):
     device, held = died
-    device.counter._file.path.unlink()
+    device.counter.own.file.path.unlink()
     site.time.reboot(60)
     after = site.open()
     assert recorded(after) == 3
@@ -77,7 +77,7 @@ def test_a_cell_file_that_is_gone_proves_nothing(site, died):
 
 def test_a_torn_cell_file_proves_nothing_and_breaks_nothing(site, died):
     device, held = died
-    path = device.counter._file.path
+    path = device.counter.own.file.path
     path.write_bytes(os.urandom(path.stat().st_size))
     site.time.reboot(60)
     after = site.open()
@@ -89,7 +89,7 @@ def test_a_torn_cell_file_proves_nothing_and_breaks_nothing(site, died):
 
 def test_in_the_same_boot_a_missing_cell_counts_its_leases_rest_as_used(site, died):
     device, held = died
-    device.counter._file.path.unlink()
+    device.counter.own.file.path.unlink()
     after = site.open()
     assert recorded(after) == 3 + held
     assert flags_and_units(after)[-1] == (("cell_lost",), held, 0)
@@ -101,8 +101,8 @@ def test_in_the_same_boot_a_missing_cell_counts_its_leases_rest_as_used(site, di
 @pytest.mark.parametrize("count", [0, 2**39])
 def test_in_the_same_boot_an_impossible_cell_does_too(site, died, count):
     device, held = died
-    path = device.counter._file.path
-    words = device.counter._file.words
+    path = device.counter.own.file.path
+    words = device.counter.own.file.words
     slots = range(0, 64, 8)
     for at in slots:
         words[at] = words[at + 1] = words[at] & ~(2**40 - 1) | count

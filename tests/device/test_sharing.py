@@ -161,7 +161,7 @@ def test_a_child_does_not_keep_its_dead_parents_lock(site):
         os.read(reading, 1)
         os._exit(0)
     try:
-        os.close(device.counter._file._handle)  # all that the parent's end would do to its cells
+        os.close(device.counter.own.file._handle)  # all that the parent's end would do to its cells
         other = site.open()
         assert recorded(other) == 3
         assert leased(other) == 0

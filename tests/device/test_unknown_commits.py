@@ -58,13 +58,12 @@ def faults(monkeypatch):
 def check_lease(device: Device) -> None:
     """The ledger's row of a lease covers, and no more than covers, what memory and cells hold."""
     counter = device.counter
-    file = counter._file
+    file = counter.own.file
     with counter.transaction() as tx:
         for meter, count in counter._meters.items():
             if file is None or not count.sure or count.connections != counter.store.connections:
                 continue
-            unused = count.lease.unused() if count.lease else 0
-            held = unused + count.returned + folding_module.unfolded(tx, file, meter)
+            held = count.unused() + count.returned + folding_module.unfolded(tx, file, meter)
             assert folding_module.leased(tx, file.name, meter) == held, meter
 
 

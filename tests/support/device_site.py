@@ -45,7 +45,13 @@ class FakeClocks:
 
     @property
     def clocks(self) -> Clocks:
-        return Clocks(boot_ns=lambda: self.boot_ns, wall_ns=lambda: self.wall_ns, boot=lambda: self.boot)
+        """They stand, so that who waits for some of their time to pass waits on; a test calls `keeper.tick`."""
+        return Clocks(
+            boot_ns=lambda: self.boot_ns,
+            wall_ns=lambda: self.wall_ns,
+            boot=lambda: self.boot,
+            wait=lambda event, _seconds: event.wait(),
+        )
 
     @property
     def now_s(self) -> int:
