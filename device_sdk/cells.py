@@ -4,6 +4,9 @@ A slot's first word is the cell: its window in the high 24 bits, its count in th
 how far calls were *started*: where the two differ, a call is in flight. The third is the instant on the boot
 clock until which calls may still be admitted in the cell's window. A cell has one writer, its thread; anyone
 may read it. While its process lives, the file is locked; a free lock means that the owner is gone.
+
+A call of one unit changes the low half of a word only: half as long a number is counted and stored faster. A cell
+is therefore left for another slot long before its low half is full.
 """
 
 import fcntl
@@ -20,6 +23,7 @@ from meterkit.errors import DeviceError
 
 WORDS_PER_SLOT = limits.CELL_SLOT_BYTES // 8
 FILE_BYTES = limits.CELL_SLOTS * limits.CELL_SLOT_BYTES
+HALF = 2**32 - 1  # the low half of a word
 _COUNT_BITS = 40
 _SLOT_WORDS = struct.Struct("=QQQ")
 
@@ -78,6 +82,7 @@ class CellFile:
         except OSError as fault:
             raise DeviceError("directory_unusable", f"cells: {fault.strerror}") from None
         self.words = memoryview(self._map).cast("Q")
+        self.halves = memoryview(self._map).cast("I")
         self._unused = iter(range(limits.CELL_SLOTS))
         self._free: deque[int] = deque()
         self._flushed = b""
@@ -118,11 +123,17 @@ class CellFile:
         self.words[at + 1] = self.words[at]
 
     def is_worn(self, slot: int) -> bool:
-        """Whether a slot's count has come so far that another slot should go on."""
-        return self.count_at(slot) > limits.CELL_COUNT_MAX // 2
+        """Whether a slot's count, or its low half, has come so far that another slot should go on."""
+        count = self.count_at(slot)
+        return count > limits.CELL_COUNT_MAX // 2 or count & HALF > HALF // 2
 
     def free_slot(self, slot: int) -> None:
-        """Give a slot back, once its last cell is folded and forgotten."""
+        """Give a slot back, once its last cell is folded and forgotten. If its low half was worn, the next cell
+        starts at the next higher half; if the whole count is, the slot is not used again.
+        """
+        if self.is_worn(slot):
+            count = (self.count_at(slot) | HALF) + 1
+            self.words[slot * WORDS_PER_SLOT] = min(count, limits.CELL_COUNT_MAX)
         if not self.is_worn(slot):
             self._free.append(slot)
 
@@ -171,7 +182,7 @@ class Retired:
 class Cell:
     """One thread's live count of one meter under one token. Only that thread may write it."""
 
-    __slots__ = ("_retired", "at", "id", "slot", "standing", "words")
+    __slots__ = ("_retired", "at", "halves", "id", "slot", "standing", "words")
 
     def __init__(
         self, cell: str, slot: int, file: CellFile, retired: deque[Retired], *, standing: Standing
@@ -179,6 +190,7 @@ class Cell:
         self.id = cell
         self.slot = slot
         self.words = file.words
+        self.halves = file.halves
         self.at = slot * WORDS_PER_SLOT
         self._retired = retired
         self.restate(standing)

@@ -9,7 +9,7 @@ to `Counter.admit`.
 from collections.abc import Callable
 from typing import Any
 
-from device_sdk.cells import Cell
+from device_sdk.cells import HALF, Cell
 from device_sdk.counter import Counter
 from device_sdk.leases import NO_SHARE, NOTHING, Lease, Take
 from device_sdk.meters import MeterCount
@@ -24,21 +24,21 @@ def call_gate(counter: Counter, count: MeterCount, digest: str, run: Run) -> Run
     """Gate a run path whose unit is the call. The result belongs to the thread that made it."""
     boot_ns = counter.clocks.boot_ns
     cell: Cell | None = None
-    words: Any = [0, 0]
-    at = started = word = deadline_ns = 0
+    halves: Any = [0, 0]
+    at = started = half = deadline_ns = 0
     take_one: Take = NOTHING
 
     def renew() -> int:
-        nonlocal cell, words, at, started, word, deadline_ns, take_one
+        nonlocal cell, halves, at, started, half, deadline_ns, take_one
         admitted = counter.admit(count, digest, cell, 1)
         cell, deadline_ns, take_one = admitted.cell, admitted.deadline_ns, admitted.lease.take_one
-        words, at, started, word = cell.words, cell.at, cell.at + 1, cell.word
-        return word + 1
+        halves, at, started, half = cell.halves, 2 * cell.at, 2 * cell.at + 2, cell.word & HALF
+        return half + 1
 
     def gated(output_names: Any, input_feed: Any, run_options: Any) -> Any:
-        nonlocal word
+        nonlocal half
         # Started is said before the clock is asked: whoever sees nothing started sees no older window later.
-        words[started] = after = word + 1
+        halves[started] = after = half + 1
         try:
             if boot_ns() >= deadline_ns:
                 after = renew()
@@ -50,9 +50,9 @@ def call_gate(counter: Counter, count: MeterCount, digest: str, run: Run) -> Run
             answer = run(output_names, input_feed, run_options)
         except BaseException:
             count.give_back(1)
-            words[started] = word
+            halves[started] = half
             raise
-        words[at] = word = after
+        halves[at] = half = after
         return answer
 
     return gated

@@ -26,7 +26,8 @@ def boot_id() -> str:
 
 def check_platform() -> None:
     """Return on Linux with CPython 3.11 or newer; elsewhere raise `platform_unsupported`."""
-    if sys.platform != "linux" or sys.implementation.name != "cpython" or _CLOCK_BOOTTIME is None:
+    fits = sys.platform == "linux" and sys.implementation.name == "cpython" and sys.byteorder == "little"
+    if not fits or _CLOCK_BOOTTIME is None:
         raise DeviceError("platform_unsupported")
     boot_id()
 
