@@ -32,6 +32,14 @@ class Worker:
         line = self._process.stderr.readline().strip()
         assert line == "ready", line + self._process.stderr.read()
 
+    def has_open(self, name: str) -> bool:
+        """Whether it has a file of this name open."""
+        try:
+            handles = list(Path(f"/proc/{self._process.pid}/fd").iterdir())
+            return any(handle.readlink().name == name for handle in handles)
+        except FileNotFoundError:  # closed while it was looked at
+            return False
+
     def kill(self) -> None:
         """SIGKILL, wherever it is."""
         self._process.kill()

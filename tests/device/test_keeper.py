@@ -1,0 +1,310 @@
+"""The keeper: units fetched ahead, cells written to disk, idle units given back, installations noticed.
+
+Under a test's clocks the keeper's thread waits for ever, and `tick` is called as it would; the last tests let it
+run by itself.
+"""
+
+import gc
+import sqlite3
+import time
+import weakref
+
+import pytest
+from device_models import MUL_FEED, frames
+from device_processes import Worker
+from device_site import LOOPING, MUL, ROWS, START_S, leased, limited, recorded, records, session, unchanged, use
+
+from device_sdk import DenialError, LedgerError
+from device_sdk.cells import HALF, pack
+from device_sdk.keeper import tick
+from device_sdk.ledger_store import LedgerStore
+from meterkit import limits
+
+PROCESSES = 16
+LIMIT = 10_000
+DENIED = "limit_reached"
+
+
+def run_at(site, running, calls_per_s: int, seconds: int) -> None:
+    """Use it evenly, with a tick after each second."""
+    for _ in range(seconds):
+        for _ in range(calls_per_s):
+            use(running)
+            site.time.run_on(1 / calls_per_s)
+        tick(running._device.counter)
+
+
+def in_hand(device, terms=MUL) -> int:
+    return device.counter.meter(terms.meter).unused()
+
+
+def outcome(running) -> str:
+    try:
+        use(running)
+    except DenialError as denial:
+        return denial.code
+    return "delivered"
+
+
+@pytest.fixture
+def unwritable(monkeypatch):
+    """Call it, and no ledger can be written any more."""
+
+    def refuse(_store) -> None:
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    return lambda: monkeypatch.setattr(LedgerStore, "_begin", refuse)
+
+
+def test_at_a_steady_pace_no_call_needs_the_ledger(site, unwritable):
+    device = site.activated(MUL)
+    running = session(device)
+    run_at(site, running, 20, 5)
+    ready = in_hand(device)
+    assert ready >= 15
+    unwritable()
+    use(running, ready)
+    with pytest.raises(LedgerError):
+        use(running)
+
+
+def test_what_was_fetched_ahead_serves_calls_of_many_items(site, unwritable):
+    device = site.activated(ROWS)
+    rows = session(device, "rows")
+    for _ in range(6):
+        for units in (3, 3, 3, 7, 1, 3):
+            rows.run(None, frames(units))
+            site.time.run_on(1 / 6)
+        tick(device.counter)
+    ready = in_hand(device, ROWS)
+    assert ready >= 15
+    unwritable()
+    rows.run(None, frames(ready - 4))
+    rows.run(None, frames(4))
+    with pytest.raises(LedgerError):
+        rows.run(None, frames(1))
+    assert in_hand(device, ROWS) == 0
+
+
+def test_the_ledgers_row_covers_what_was_fetched_ahead(site):
+    device = site.activated(MUL)
+    running = session(device)
+    run_at(site, running, 20, 5)
+    recorded(device)
+    assert leased(device) == in_hand(device)
+    device.close()
+    assert leased(site.open()) == 0
+
+
+def test_a_lease_never_grows_beyond_its_bounds(site):
+    device = site.activated(limited(MUL, 3_200))
+    running = session(device)
+    for second in range(20):
+        run_at(site, running, 100, 1)
+        assert in_hand(device) <= max(1, (3_200 - 100 * second) // limits.LEASE_SHARE)
+    assert recorded(device) == 2_000
+
+
+def test_the_last_units_can_be_used_by_whoever_asks(site):
+    """One process holds some unused; once it is idle, they are not its own any more."""
+    first, second = site.activated(limited(MUL, 100)), site.open()
+    one, other = session(first), session(second)
+    use(one, 3)
+    held = in_hand(first)
+    assert held > 0
+    delivered = 3
+    while outcome(other) != DENIED:
+        delivered += 1
+    assert delivered == 100 - held
+    site.time.run_on(2)
+    tick(first.counter)
+    site.time.run_on(2)
+    tick(first.counter)
+    use(other, held)
+    with pytest.raises(DenialError):
+        use(other)
+    assert recorded(first) == 100
+
+
+def test_a_process_that_fell_idle_gives_back_what_a_power_loss_would_unsettle(site):
+    device = site.activated(MUL)
+    running = session(device)
+    run_at(site, running, 50, 3)
+    assert in_hand(device) > 1
+    for _ in range(3):
+        site.time.run_on(2)
+        tick(device.counter)
+    assert in_hand(device) <= 1
+    recorded(device)
+    assert leased(device) <= 1
+    use(running, 5)
+    assert recorded(device) == 155
+
+
+def test_an_idle_device_writes_nothing(site):
+    device = site.activated(MUL, LOOPING)
+    running = session(device)
+    run_at(site, running, 30, 3)
+    for _ in range(3):
+        site.time.run_on(2)
+        tick(device.counter)
+    with unchanged(site.path):
+        for _ in range(1_000):
+            site.time.run_on(1)
+            tick(device.counter)
+    use(running)
+    assert recorded(device) == 91
+
+
+def test_cells_are_flushed_once_a_second_at_most_and_only_if_they_changed(site):
+    device = site.activated(MUL)
+    running = session(device)
+    use(running)
+    flushes = []
+    flush = device.counter.flush
+    device.counter.flush = lambda: flushes.append(flush()) or flushes[-1]
+    for _ in range(10):
+        site.time.run_on(0.25)
+        use(running)
+        tick(device.counter)
+    assert flushes.count(True) == len(flushes) == 3
+    site.time.run_on(5)
+    tick(device.counter)
+    tick(device.counter)
+    assert flushes[3:] == [True]
+    site.time.run_on(5)
+    tick(device.counter)
+    assert flushes[4:] == [False]
+
+
+def test_the_time_that_passed_is_written_with_a_flush(site):
+    """Else switching off would give it back."""
+    device = site.activated(MUL)
+    running = session(device)
+    use(running, 200)
+    for _ in range(5):
+        site.time.run_on(10)
+        use(running)
+        tick(device.counter)
+    site.time.reboot(0)
+    site.time.set_wall(-40)
+    after = site.open()
+    after.status()
+    (back,) = records(after, "clock")
+    assert back["reason"] == "back"
+    assert back["from_s"] == START_S + 50 + 20  # as it was when the last flush was, and 20 s of the new boot
+
+
+def test_what_another_process_installed_is_noticed(site):
+    device, other = site.activated(MUL), site.open()
+    running = session(device)
+    run_at(site, running, 20, 3)
+    site.sync(other, LOOPING)
+    tick(device.counter)
+    with pytest.raises(DenialError) as caught:
+        use(running)
+    assert caught.value.code == "model_not_licensed"
+    site.sync(other, MUL)
+    tick(device.counter)
+    use(running)
+    assert recorded(device) == 61
+
+
+def test_the_keeper_takes_no_units_past_an_edge(site):
+    device = site.activated(MUL)
+    running = session(device)
+    run_at(site, running, 20, 3)
+    site.time.run_on(limits.WINDOW_S)
+    tick(device.counter)
+    recorded(device)
+    assert [record["units"] for record in records(device, "usage")] == [60]
+    use(running, 2)
+    recorded(device)
+    assert [record["units"] for record in records(device, "usage")] == [60, 2]
+
+
+def test_where_the_ledger_cannot_be_written_the_keeper_tries_again_later(site, unwritable, monkeypatch):
+    device = site.activated(MUL)
+    running = session(device)
+    run_at(site, running, 20, 3)
+    unwritable()
+    use(running, in_hand(device))
+    site.time.run_on(1)
+    assert tick(device.counter) > 0
+    monkeypatch.undo()
+    use(running, 5)
+    site.time.run_on(1)
+    tick(device.counter)
+    assert in_hand(device) > 0
+    delivered = recorded(device)
+    assert not records(device, "recovery")
+    device.close()
+    after = site.open()
+    assert (recorded(after), leased(after)) == (delivered, 0)
+
+
+def test_a_cell_whose_low_half_is_worn_goes_on_in_another_slot(site):
+    device = site.activated(MUL)
+    running = session(device)
+    use(running)
+    file = device.counter.own.file
+    far = HALF // 2 + 1
+    with device.counter.fold_everything() as (tx, now, _):
+        file.words[0] = file.words[1] = pack(now.window, far)
+        tx.execute("UPDATE cells SET mark = ?", (far,))
+    site.time.run_on(limits.WINDOW_S)
+    use(running, 5)
+    assert recorded(device) == 6
+    assert file.count_at(0) == HALF + 1
+    assert not records(device, "recovery")
+
+
+# -- by itself
+
+
+def wait_until(met, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_it_runs_by_itself(site):
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    running = session(device)
+    ahead = []
+
+    def met() -> bool:
+        use(running, 20)
+        ahead.append(device.counter.meter(MUL.meter).ahead)
+        return any(ahead)
+
+    wait_until(met)
+    wait_until(lambda: in_hand(device) <= 1)
+    assert recorded(device) == 20 * len(ahead)
+
+
+def test_it_keeps_no_device_alive(site):
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    running = session(device)
+    running.run(None, MUL_FEED)
+    alive = weakref.ref(device.counter)
+    site.opened.clear()
+    del device, running
+    wait_until(lambda: (gc.collect() and alive() is None) or alive() is None)
+
+
+def test_sixteen_processes_use_up_a_limit_and_not_one_unit_more(site):
+    site.time.set_true()
+    device = site.activated(limited(MUL, LIMIT), real_clocks=True)
+    with device.counter.transaction():  # none gets to its first call before all are there
+        workers = [Worker(site, 1) for _ in range(PROCESSES)]
+        wait_until(lambda: all(worker.has_open("ledger.sqlite") for worker in workers))
+    for worker in workers:
+        worker.end()
+    assert [worker.said for worker in workers] == [["ready", "limit_reached"]] * PROCESSES
+    assert sum(worker.delivered > 0 for worker in workers) > 1
+    assert sum(worker.delivered for worker in workers) == LIMIT
+    assert recorded(device) == LIMIT
