@@ -1,16 +1,12 @@
 """Model files: their exact bytes, their digest, and that nothing outside those bytes is loaded."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from meterkit import limits
 from meterkit.canonical import sha256_hex
 from meterkit.errors import DeviceError, InputError
-from meterkit.licenses import Axis
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL = 1
@@ -109,41 +105,3 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > 63:
             raise ValueError("varint too long")
-
-
-def measure(axis: Axis, inputs: list[Any]) -> Callable[[Any], int]:
-    """Make the function that counts the items of one call, along the axis that the license signs.
-
-    Raises:
-        DeviceError: `model_unsupported` if the model has no such input or dimension.
-    """
-    known = next((node for node in inputs if node.name == axis.input), None)
-    if known is None or axis.dim >= len(known.shape):
-        raise DeviceError("model_unsupported", f"it has no dimension {axis.dim} of an input {axis.input!a}")
-    name, dim = axis.input, axis.dim
-
-    def items(feed: Any) -> int:
-        try:
-            value = feed[name]
-            units = value.shape[dim] if type(value) is np.ndarray else int(_shape_of(value)[dim])
-        except (TypeError, KeyError, IndexError, AttributeError):
-            raise DeviceError("feed_unmeasurable", f"input {name!a}, dimension {dim}") from None
-        if not 0 <= units <= limits.CALL_UNITS_MAX:
-            raise DeviceError("feed_unmeasurable", f"at most {limits.CALL_UNITS_MAX} items at once")
-        return units
-
-    return items
-
-
-def _shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a feed that is no plain array: a kind of one, whatever it says itself; an OrtValue; lists."""
-    if isinstance(value, np.ndarray):
-        true_shape: tuple[int, ...] = np.asarray(value).view(np.ndarray).shape
-        return true_shape
-    if callable(getattr(value, "shape", None)):
-        return tuple(value.shape())
-    shape: list[int] = []
-    while isinstance(value, list | tuple):
-        shape.append(len(value))
-        value = value[0] if value else None
-    return tuple(shape)

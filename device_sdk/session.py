@@ -1,33 +1,33 @@
 """LicensedSession: a drop-in `onnxruntime.InferenceSession` that runs while the license allows it.
 
-The only home of `onnxruntime`. What a caller does with the private native session goes past the gate; the
-threat model says so.
+What a caller does with the private native session, or with `InferenceSession`'s own functions on a licensed
+session, goes past the gate; the threat model says so.
 """
 
 import threading
-import weakref
 from typing import Any, NoReturn, Self
 
-import numpy as np
-import onnxruntime
-
-from device_sdk import models
+from device_sdk import denial_hook, items, models, run_paths, runtime
+from device_sdk.bindings import MeasuredBinding
+from device_sdk.denial_hook import OnDenied
 from device_sdk.device import Device
 from device_sdk.gate import Run, call_gate, item_gate
 from meterkit.errors import DenialError, DeviceError
 from meterkit.licenses import ModelTerms
 
-_CPU_ONLY = ["CPUExecutionProvider"]
 
-
-class LicensedSession(onnxruntime.InferenceSession):  # type: ignore[misc] # it ships no types
+class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ships no types
     """An inference session whose every delivered answer is counted, and which stops where the license does.
 
     Takes what `InferenceSession` takes, and the device and the licensed model's name. The file is hashed and
     loaded from the same bytes; weights outside the file are refused.
 
     It raises `DenialError` where the license does not allow a run, `LedgerError` where usage can no longer be
-    recorded, and otherwise what `InferenceSession` raises. A failed run counts nothing.
+    recorded, and otherwise what `InferenceSession` raises. A failed run counts nothing. `on_denied` is told of
+    each `DenialError`, here and in every run, by the thread that is refused and before it is raised; it may
+    sync the device, but should not run the session.
+
+    As a context manager it lets go of its cells at the end, and of nothing else: `Device.close` ends the usage.
     """
 
     def __init__(
@@ -39,65 +39,123 @@ class LicensedSession(onnxruntime.InferenceSession):  # type: ignore[misc] # it 
         *,
         device: Device,
         model: str,
+        on_denied: OnDenied | None = None,
         **kwargs: Any,
     ) -> None:
-        self._model_digest = ""
+        self._on_denied = on_denied
         data = models.read_model(path_or_bytes)
-        terms = _terms(device, model, models.digest(data))
+        digest = models.digest(data)
+        try:
+            terms = _terms(device, model, digest)
+        except DenialError as denial:
+            denial_hook.tell(on_denied, denial)
+            raise
         models.refuse_external_data(data)
         super().__init__(data, sess_options, providers, provider_options, **kwargs)
+        if terms.axis:
+            items.check_axis(terms.axis, self.get_inputs())
         self._device = device
         self._terms = terms
-        self._model_digest = models.digest(data)
-        self._measure = models.measure(terms.axis, self.get_inputs()) if terms.axis else None
-        self._gates = threading.local()
+        self._model_digest = digest
+        self._drop_gates()
         device.watch_forks(self)
+
+    # -- the ways to run, each behind a gate of its own for each thread
 
     def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
         """Compute the outputs, as `InferenceSession.run` does, if the license allows it; count if it worked."""
         try:
             gate = self._gates.run
         except AttributeError:
-            gate = self._gates.run = self._make_gate()
-        return gate(output_names, input_feed, run_options)
+            gate = self._make_gate("run")
+        try:
+            return gate(output_names, input_feed, run_options)
+        except DenialError as denial:
+            denial_hook.tell(self._on_denied, denial)
+            raise
 
-    def _make_gate(self) -> Run:
-        counter = self._device.counter
-        count = counter.meter(self._terms.meter)
-        run = _runner(self)
-        if self._measure is None:
-            return call_gate(counter, count, self._model_digest, run)
-        return item_gate(counter, count, self._model_digest, run, self._measure)
+    def run_with_ort_values(self, output_names: Any, input_dict_ort_values: Any, run_options: Any = None) -> Any:
+        """Compute the outputs as OrtValues; gated and counted as `run` is."""
+        return self._run("run_with_ort_values", output_names, input_dict_ort_values, run_options)
 
-    def after_fork(self) -> None:
-        """In the child: every thread makes new gates, on cells of its own."""
-        self._gates = threading.local()
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        """Compute the outputs that are bound; gated and counted as `run` is.
 
-    def set_providers(self, *args: Any, **kwargs: Any) -> None:
-        """Register other execution providers; the native session is made anew."""
-        super().set_providers(*args, **kwargs)
-        self._gates = threading.local()
+        An item meter needs a binding that this class's `io_binding` made: it refuses others with
+        `feed_unmeasurable`. A call counts too if an interrupt follows when the outputs are there.
+        """
+        run_paths.finish(self._run("run_with_iobinding", None, iobinding, run_options))
+
+    def run_with_ortvaluevector(  # noqa: PLR0917 - ONNX Runtime's own signature
+        self, run_options: Any, feed_names: Any, feeds: Any, fetch_names: Any, fetches: Any, fetch_devices: Any
+    ) -> None:
+        """Compute the outputs into `fetches`; gated and counted as `run_with_iobinding` is."""
+        named, fetch = (feed_names, feeds), (fetch_names, fetches, fetch_devices)
+        run_paths.finish(self._run("run_with_ortvaluevector", run_options, named, fetch))
 
     def run_async(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         """Refused with `run_path_unsupported`: not metered yet."""
         raise DeviceError("run_path_unsupported", "run_async")
 
-    def run_with_iobinding(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refused with `run_path_unsupported`: not metered yet."""
-        raise DeviceError("run_path_unsupported", "run_with_iobinding")
+    def io_binding(self) -> Any:
+        """Make an IOBinding of this session; for an item meter, one whose bound inputs can be counted."""
+        return MeasuredBinding(self) if self._terms.axis else super().io_binding()
 
-    def run_with_ort_values(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refused with `run_path_unsupported`: not metered yet."""
-        raise DeviceError("run_path_unsupported", "run_with_ort_values")
+    def _run(self, path: str, first: Any, measured: Any, last: Any) -> Any:
+        """What `run` does in place, for the other ways."""
+        try:
+            gate = getattr(self._gates, path)
+        except AttributeError:
+            gate = self._make_gate(path)
+        try:
+            return gate(first, measured, last)
+        except DenialError as denial:
+            denial_hook.tell(self._on_denied, denial)
+            raise
 
-    def run_with_ortvaluevector(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refused with `run_path_unsupported`: not metered yet."""
-        raise DeviceError("run_path_unsupported", "run_with_ortvaluevector")
+    def _make_gate(self, path: str) -> Run:
+        """Make this thread's gate for a way to run, and keep it."""
+        gates = self._gates  # read first: what is dropped while this goes on takes the gate with it
+        counter = self._device.counter
+        count = counter.meter(self._terms.meter)
+        run = run_paths.RUNS[path](self)
+        if self._terms.axis is None:
+            gate = call_gate(counter, count, self._model_digest, run)
+        else:
+            measure = run_paths.MEASURES[path](self._terms.axis)
+            gate = item_gate(counter, count, self._model_digest, run, measure)
+        setattr(gates, path, gate)
+        return gate
+
+    def _drop_gates(self) -> None:
+        """Make every thread begin with new gates; the cells of the old ones are folded at the next commit."""
+        self._gates = threading.local()
+
+    # -- what else a session can do
+
+    def set_providers(self, *args: Any, **kwargs: Any) -> None:
+        """Register other execution providers; the native session is made anew."""
+        self._drop_gates()  # they hold the native session, which is freed before there is a new one
+        try:
+            super().set_providers(*args, **kwargs)
+        finally:
+            self._drop_gates()
+
+    def after_fork(self) -> None:
+        """In the child: every thread makes new gates, on cells of its own."""
+        self._drop_gates()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop_gates()
 
     def __copy__(self) -> Self:
-        """Another name for the same gated session."""
+        """Another name for the same gated session, with gates of its own: they live as long as it does."""
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
+        made._drop_gates()
         self._device.watch_forks(made)
         return made
 
@@ -113,35 +171,3 @@ def _terms(device: Device, model: str, digest: str) -> ModelTerms:
     if digest not in terms.sha256:
         raise DenialError("model_digest_wrong", f"{model}: sha256 {digest}")
     return terms
-
-
-def _runner(session: LicensedSession) -> Run:
-    """How an admitted call runs: on the native session where nothing is lost by it, else the public way."""
-    # A weak one: the session keeps its gates, and would never be freed if they kept the session.
-    weak = weakref.ref(session)
-
-    def public(output_names: Any, input_feed: Any, run_options: Any) -> Any:
-        return onnxruntime.InferenceSession.run(weak(), output_names, input_feed, run_options)
-
-    native = getattr(session._sess, "run", None)  # noqa: SLF001 - guarded: without it the public way is taken
-    if native is None or session.get_providers() != _CPU_ONLY:
-        return public
-    names = [output.name for output in session.get_outputs()]
-    inputs = len(session.get_inputs())
-    array = np.ndarray
-
-    def run(output_names: Any, input_feed: Any, run_options: Any) -> Any:
-        if type(input_feed) is not dict or len(input_feed) != inputs:
-            return public(output_names, input_feed, run_options)
-        for value in input_feed.values():
-            if type(value) is not array:
-                return public(output_names, input_feed, run_options)
-        try:
-            return native(output_names or names, input_feed, run_options)
-        except Exception:
-            alive = weak()
-            if alive is not None:
-                alive._validate_input(list(input_feed))  # noqa: SLF001 - the public way's own, clearer error
-            raise
-
-    return run

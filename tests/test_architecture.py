@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("meterkit", "device_sdk", "licensing_server")
 HOMES = {
     "jwt": {"meterkit.signing"},
-    "onnxruntime": {"device_sdk.session"},
+    "onnxruntime": {"device_sdk.runtime"},
     "sqlite3": {"device_sdk.ledger_store", "licensing_server.database"},
     "sqlite_utils": {"device_sdk.ledger_schema"},
     "httpx2": {"device_sdk.transport"},
