@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meterkit import ids, limits
-from meterkit.errors import DeviceError
+from meterkit.errors import DeviceError, LedgerError
 
 WORDS_PER_SLOT = limits.CELL_SLOT_BYTES // 8
 FILE_BYTES = limits.CELL_SLOTS * limits.CELL_SLOT_BYTES
@@ -160,6 +160,14 @@ class CellFile:
             raise DeviceError("directory_unusable", f"cells: {fault.strerror}") from None
         self._flushed = counts
         return True
+
+    def flush_slot(self, slot: int) -> None:
+        """Write one cell to disk."""
+        page = slot * limits.CELL_SLOT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+        try:
+            self._map.flush(page, min(mmap.PAGESIZE, FILE_BYTES - page))
+        except OSError as fault:
+            raise LedgerError("ledger_unwritable", f"cells: {fault.strerror}") from None
 
     def disown(self) -> None:
         """After fork(), in the child: close the inherited lock, so that it ends with the parent."""

@@ -203,6 +203,12 @@ class Counter:
             self.flushed_ns = self.clocks.boot_ns()
             return self.own.file is not None and not self.closed and self.own.file.flush_changed()
 
+    def flush_cell(self, cell: Cell) -> None:
+        """Write one cell to disk now; raises LedgerError `ledger_unwritable` where that fails."""
+        file = self.own.file
+        if file is not None:
+            file.flush_slot(cell.slot)
+
     def keep_time(self) -> None:
         """Write down what time has certainly passed."""
         with self.transaction() as tx:

@@ -110,3 +110,30 @@ def item_gate(counter: Counter, count: MeterCount, digest: str, run: Run, measur
         return answer
 
     return gated
+
+
+def strict_gate(counter: Counter, count: MeterCount, digest: str, run: Run, measure: Measure) -> Run:
+    """Gate a run path so that each unit is durable before its answer is delivered.
+
+    Each call takes a commit before it, for a lease of just its units, and a flush of its cell after it: a power
+    loss leaves nothing unsettled but calls in flight. Where the flush fails, the call is counted, and its answer
+    withheld (`ledger_unwritable`).
+    """
+    count.exact = True
+    cell: Cell | None = None
+
+    def gated(output_names: Any, input_feed: Any, run_options: Any) -> Any:
+        nonlocal cell
+        units = measure(input_feed)
+        cell = counter.admit(count, digest, cell, units).cell
+        try:
+            answer = run(output_names, input_feed, run_options)
+        except BaseException:
+            count.give_back(units)
+            cell.start(0)
+            raise
+        cell.count(units)
+        counter.flush_cell(cell)
+        return answer
+
+    return gated

@@ -5,13 +5,14 @@ session, goes past the gate; the threat model says so.
 """
 
 import threading
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 from device_sdk import denial_hook, items, models, run_paths, runtime
+from device_sdk.async_gate import AsyncGate, Callback
 from device_sdk.bindings import MeasuredBinding
 from device_sdk.denial_hook import OnDenied
 from device_sdk.device import Device
-from device_sdk.gate import Run, call_gate, item_gate
+from device_sdk.gate import Run, call_gate, item_gate, strict_gate
 from meterkit.errors import DenialError, DeviceError
 from meterkit.licenses import ModelTerms
 
@@ -27,8 +28,14 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
     each `DenialError`, here and in every run, by the thread that is refused and before it is raised; it may
     sync the device, but should not run the session.
 
+    With `count="strict"` each unit is durable before its answer is delivered, whatever happens to the power: a
+    call then costs a commit before and a flush after it. It is a matter of the meter: other sessions of this
+    process on the same model then lease no more than they use at once, either.
+
     As a context manager it lets go of its cells at the end, and of nothing else: `Device.close` ends the usage.
     """
+
+    _async: AsyncGate | None
 
     def __init__(
         self,
@@ -40,8 +47,12 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         device: Device,
         model: str,
         on_denied: OnDenied | None = None,
+        count: Literal["leased", "strict"] = "leased",
         **kwargs: Any,
     ) -> None:
+        if count not in ("leased", "strict"):
+            raise ValueError(f"count is leased or strict, not {count!a}")
+        self._strict = count == "strict"
         self._on_denied = on_denied
         data = models.read_model(path_or_bytes)
         digest = models.digest(data)
@@ -93,9 +104,28 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         named, fetch = (feed_names, feeds), (fetch_names, fetches, fetch_devices)
         run_paths.finish(self._run("run_with_ortvaluevector", run_options, named, fetch))
 
-    def run_async(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-        """Refused with `run_path_unsupported`: not metered yet."""
-        raise DeviceError("run_path_unsupported", "run_async")
+    def run_async(
+        self, output_names: Any, input_feed: Any, callback: Callback, user_data: Any, run_options: Any = None
+    ) -> None:
+        """Compute the outputs on another thread, which then calls back, as `InferenceSession.run_async` does; it
+        needs more than one intra-op thread.
+
+        It is admitted here, and counted before `callback` gets its results; a run that failed counts nothing. The
+        call is in flight until then, also when the device is closed meanwhile. As with `InferenceSession`, the
+        session must be kept until its callbacks have returned.
+        """
+        gate = self._async or self._make_async_gate()
+        try:
+            ticket = gate.admit(1 if self._terms.axis is None else items.of_feed(self._terms.axis)(input_feed))
+        except DenialError as denial:
+            denial_hook.tell(self._on_denied, denial)
+            raise
+        try:
+            settling = gate.settling(ticket, callback)
+            super().run_async(output_names, input_feed, settling, user_data, run_options)
+        except Exception:  # an interrupt may come when it runs already: its callback will tell
+            gate.settle(ticket, answered=False)
+            raise
 
     def io_binding(self) -> Any:
         """Make an IOBinding of this session; for an item meter, one whose bound inputs can be counted."""
@@ -119,17 +149,27 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         counter = self._device.counter
         count = counter.meter(self._terms.meter)
         run = run_paths.RUNS[path](self)
-        if self._terms.axis is None:
+        measure = run_paths.MEASURES[path](self._terms.axis) if self._terms.axis else None
+        if self._strict:
+            gate = strict_gate(counter, count, self._model_digest, run, measure or items.of_call)
+        elif measure is None:
             gate = call_gate(counter, count, self._model_digest, run)
         else:
-            measure = run_paths.MEASURES[path](self._terms.axis)
             gate = item_gate(counter, count, self._model_digest, run, measure)
         setattr(gates, path, gate)
+        return gate
+
+    def _make_async_gate(self) -> AsyncGate:
+        """Make the gate of `run_async`; where two threads make one at once, either will do."""
+        count = self._device.counter.meter(self._terms.meter)
+        count.exact = count.exact or self._strict
+        gate = self._async = AsyncGate(self._device.counter, count, self._model_digest)
         return gate
 
     def _drop_gates(self) -> None:
         """Make every thread begin with new gates; the cells of the old ones are folded at the next commit."""
         self._gates = threading.local()
+        self._async = None
 
     # -- what else a session can do
 

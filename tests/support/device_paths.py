@@ -1,5 +1,6 @@
 """Each public way to run a session, called as its users call it: a feed of arrays in, a list of arrays out."""
 
+import queue
 from collections.abc import Callable
 
 import numpy as np
@@ -62,9 +63,31 @@ def _ortvaluevector(session: onnxruntime.InferenceSession, feed: Feed) -> list[n
     return [onnxruntime.OrtValue(value).numpy() for value in fetches]
 
 
+_KEPT: list[onnxruntime.InferenceSession] = []
+
+
+def call_async(session: onnxruntime.InferenceSession, feed: Feed) -> queue.SimpleQueue:
+    """Start a call; what it came to will be in the queue: the results, or the error's text.
+
+    ONNX Runtime waits for its threads while it frees a session, and for ever if one of them is about to call back.
+    """
+    _KEPT.append(session)
+    answers = queue.SimpleQueue()
+    session.run_async(None, feed, lambda results, _, err: answers.put(err or results), None)
+    return answers
+
+
+def _async(session: onnxruntime.InferenceSession, feed: Feed) -> list[np.ndarray]:
+    answer = call_async(session, feed).get(timeout=20)
+    if isinstance(answer, str):
+        raise native.InvalidArgument(answer)
+    return answer
+
+
 WAYS: dict[str, Callable[[onnxruntime.InferenceSession, Feed], list[np.ndarray]]] = {
     "run": _run,
     "run_with_ort_values": _ort_values,
     "run_with_iobinding": _iobinding,
     "run_with_ortvaluevector": _ortvaluevector,
+    "run_async": _async,
 }
