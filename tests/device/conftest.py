@@ -1,5 +1,7 @@
+import device_models
+import onnxruntime
 import pytest
-from device_site import MUL, Site, session, use
+from device_site import LOOPING, MUL, ROWS, Site, quiet_options, session, use
 
 from meterkit import limits
 
@@ -9,6 +11,36 @@ def site(tmp_path):
     made = Site(tmp_path / "device")
     yield made
     made.close()
+
+
+@pytest.fixture
+def device(site):
+    """A device that may run every model here without limit."""
+    return site.activated(MUL, ROWS, LOOPING)
+
+
+@pytest.fixture
+def licensed(device):
+    """A session whose meter counts calls."""
+    return session(device)
+
+
+@pytest.fixture
+def rows(device):
+    """A session whose meter counts items: the first dimension of `frames`."""
+    return session(device, "rows")
+
+
+@pytest.fixture
+def plain():
+    """ONNX Runtime's own session of the model that `licensed` runs."""
+    return onnxruntime.InferenceSession(device_models.mul(), quiet_options(), ["CPUExecutionProvider"])
+
+
+@pytest.fixture
+def plain_rows():
+    """ONNX Runtime's own session of the model that `rows` runs."""
+    return onnxruntime.InferenceSession(device_models.rows(), quiet_options(), ["CPUExecutionProvider"])
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Items counted along the signed axis, and runs that fail."""
 
-import re
-
 import device_models
 import numpy as np
 import onnxruntime
 import pytest
 from device_models import MUL_FEED, frames
-from device_site import LOOPING, MUL, ROWS, leased, limited, quiet_options, recorded, session, unchanged
+from device_site import MUL, ROWS, leased, limited, outcome, quiet_run_options, recorded, session, unchanged
 from vendor import call_model, item_model
 
 from device_sdk import DenialError, DeviceError, LicensedSession
@@ -15,40 +13,6 @@ from meterkit import limits
 from meterkit.licenses import Axis, ModelTerms
 
 ARRAY = MUL_FEED["X"]
-RUN_OPTIONS = onnxruntime.RunOptions()
-RUN_OPTIONS.log_severity_level = 4
-
-
-@pytest.fixture
-def device(site):
-    return site.activated(MUL, ROWS, LOOPING)
-
-
-@pytest.fixture
-def licensed(device):
-    return session(device)
-
-
-@pytest.fixture
-def plain():
-    return onnxruntime.InferenceSession(device_models.mul(), quiet_options(), ["CPUExecutionProvider"])
-
-
-def outcome(running, args, kwargs):
-    """What a call gives: its arrays, or its exception's type and text."""
-    try:
-        answers = running.run(*args, **kwargs)
-    except Exception as fault:  # noqa: BLE001 - whatever it is, it must be the same
-        return type(fault), re.sub(r"0x[0-9a-f]+|\w*Session\.", "", str(fault))
-    return [(answer.dtype, answer.shape, answer.tobytes()) for answer in answers]
-
-
-# -- items
-
-
-@pytest.fixture
-def rows(device):
-    return session(device, "rows")
 
 
 def test_items_are_counted_along_the_signed_axis(device, rows):
@@ -132,15 +96,14 @@ def test_what_cannot_be_measured_is_not_run(device, rows, feed):
     assert recorded(device, "rows") == 0
 
 
-def test_a_feed_of_lists_or_an_ort_value_is_measured(device, rows):
-    feed = {"frames": frames(5)["frames"].tolist(), "scale": frames(5)["scale"]}
-    plain = onnxruntime.InferenceSession(device_models.rows(), quiet_options(), ["CPUExecutionProvider"])
-    expected = outcome(plain, (None, feed), {})
-    assert outcome(rows, (None, feed), {}) == expected
-    value = {"frames": onnxruntime.OrtValue.ortvalue_from_numpy(frames(6)["frames"]), "scale": frames(6)["scale"]}
-    assert outcome(rows, (None, value), {}) == outcome(plain, (None, value), {})
-    delivered = 5 * isinstance(expected, list) + 6 * isinstance(outcome(plain, (None, value), {}), list)
-    assert recorded(device, "rows") == delivered
+def test_a_feed_of_lists_or_an_ort_value_is_measured(device, rows, plain_rows):
+    arrays = frames(5)
+    for first in (arrays["frames"].tolist(), onnxruntime.OrtValue.ortvalue_from_numpy(arrays["frames"])):
+        feed = {"frames": first, "scale": arrays["scale"]}
+        before = recorded(device, "rows")
+        expected = outcome(plain_rows, (None, feed))
+        assert outcome(rows, (None, feed)) == expected
+        assert recorded(device, "rows") - before == (5 if isinstance(expected, list) else 0)
 
 
 # -- failed runs
@@ -174,8 +137,7 @@ def test_a_failed_run_of_items_gives_all_of_them_back(site):
 
 def test_a_terminated_run_counts_nothing(device):
     running = session(device, "looping")
-    options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
+    options = quiet_run_options()
     options.terminate = True
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
         running.run(None, {"trips": np.array(10, np.int64)}, options)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from device_models import MUL_FEED, frames
-from device_paths import WAYS
+from device_paths import WAYS_AND_ASYNC
 from device_site import MUL, ROWS, leased, limited, recorded, records, session, use
 
 from device_sdk import DenialError, LedgerError
@@ -87,11 +87,11 @@ def test_an_answer_that_cannot_be_made_durable_is_withheld_and_counted(site, mon
     assert recorded(device) == 3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", WAYS_AND_ASYNC)
 def test_every_way_to_run_can_be_strict(site, way, flushed):
     device = site.activated(MUL)
     running = session(device, count="strict", sess_options=None)
-    WAYS[way](running, MUL_FEED)
+    WAYS_AND_ASYNC[way](running, MUL_FEED)
     assert flushed.exists()
     assert recorded(device) == 1
 

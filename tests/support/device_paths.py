@@ -77,7 +77,7 @@ def call_async(session: onnxruntime.InferenceSession, feed: Feed) -> queue.Simpl
     return answers
 
 
-def _async(session: onnxruntime.InferenceSession, feed: Feed) -> list[np.ndarray]:
+def run_async(session: onnxruntime.InferenceSession, feed: Feed) -> list[np.ndarray]:
     answer = call_async(session, feed).get(timeout=20)
     if isinstance(answer, str):
         raise native.InvalidArgument(answer)
@@ -89,5 +89,5 @@ WAYS: dict[str, Callable[[onnxruntime.InferenceSession, Feed], list[np.ndarray]]
     "run_with_ort_values": _ort_values,
     "run_with_iobinding": _iobinding,
     "run_with_ortvaluevector": _ortvaluevector,
-    "run_async": _async,
 }
+WAYS_AND_ASYNC = {**WAYS, "run_async": run_async}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,12 @@ def quiet_options() -> onnxruntime.SessionOptions:
     return options
 
 
+def quiet_run_options() -> onnxruntime.RunOptions:
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
 @dataclass
 class Site:
     """A directory for a device, its clocks, and its vendor. `open` may be called any number of times."""
@@ -134,6 +141,15 @@ def session(device: Device, name: str = "mul", **kwargs) -> LicensedSession:
 def use(running: LicensedSession, times: int = 1) -> None:
     for _ in range(times):
         running.run(None, device_models.MUL_FEED)
+
+
+def outcome(running: onnxruntime.InferenceSession, args: tuple, kwargs: dict | None = None):
+    """What a call gives: its arrays, or its exception's type and text."""
+    try:
+        answers = running.run(*args, **(kwargs or {}))
+    except Exception as fault:  # noqa: BLE001 - whatever it is, it must be the same
+        return type(fault), re.sub(r"0x[0-9a-f]+|\w*Session\.", "", str(fault))
+    return [(answer.dtype, answer.shape, answer.tobytes()) for answer in answers]
 
 
 def records(device: Device, kind: str | None = None) -> list[dict]:
