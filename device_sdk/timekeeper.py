@@ -1,7 +1,5 @@
 """What the device knows of time, kept in its ledger: read, judged and written in one transaction."""
 
-from dataclasses import asdict, replace
-
 from device_sdk.ledger_store import Transaction
 from device_sdk.readings import Clocks
 from meterkit import clocks, usage
@@ -20,7 +18,7 @@ def load(tx: Transaction) -> Clock:
 
 def store(tx: Transaction, clock: Clock) -> None:
     """Store the clock, with whatever else this transaction writes."""
-    tx.set_state("clock", asdict(clock))
+    tx.set_state("clock", clock._asdict())
 
 
 def observe(tx: Transaction, system: Clocks) -> Instant:
@@ -36,7 +34,7 @@ def record(tx: Transaction, clock: Clock, now: Instant, events: tuple[ClockEvent
         members = usage.clock_changed(from_s=event.from_s, to_s=event.to_s, reason=event.reason)
         entry = tx.append(members, time=now.effective_s, boot=now.boot)
         if event.reason == "back":
-            clock = replace(clock, back_seq=entry.seq)
+            clock = clock._replace(back_seq=entry.seq)
     return clock
 
 
@@ -58,7 +56,7 @@ def mend(tx: Transaction, system: Clocks, floor_s: int, *, serial: int) -> None:
 
 def carry_over(tx: Transaction, seq: int) -> None:
     """In a new epoch, steps back of the old one wait for the receipt of a record of the new one."""
-    store(tx, replace(load(tx), back_seq=seq))
+    store(tx, load(tx)._replace(back_seq=seq))
 
 
 def certain_s(tx: Transaction) -> int:

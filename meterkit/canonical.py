@@ -14,6 +14,7 @@ from meterkit import limits
 from meterkit.errors import InputError
 
 _CONTAINERS = (dict, list)
+_SEQUENCES = (list, tuple)
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
 _LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")  # by length modulo 4: its unused bits are zero
 # A number that may be out of range, or a minus zero; it may also only be a piece of text.
@@ -42,7 +43,7 @@ def _ordered(value: Any) -> Any:
         if abs(value) > limits.INTEGER_MAX:
             raise InputError("malformed_json", "number out of range")
         return value
-    if isinstance(value, list | tuple):
+    if type(value) in _SEQUENCES:  # a record is a tuple too, and must say itself how it is written
         return [_ordered(item) for item in value]
     if isinstance(value, dict):
         if not all(isinstance(name, str) for name in value):

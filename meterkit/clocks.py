@@ -4,7 +4,7 @@
 the later of certain time and the wall clock. All of DESIGN §5, "The clock"; nothing here reads a clock.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from meterkit import limits
 
@@ -12,8 +12,7 @@ NS = 1_000_000_000
 _DEAD_BAND_NS = 2 * NS  # rounding and NTP's small steps are no steps back
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """What the device's clocks show at one moment: wall and boot clock in nanoseconds, and the boot's id."""
 
     wall_ns: int
@@ -21,8 +20,7 @@ class Reading:
     boot: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
+class Clock(NamedTuple):
     """What is known of time, to be stored with every lease and fold.
 
     `floor_ns` was certain when the boot clock of `boot` stood at `boot_ns`; None before anything was signed.
@@ -41,8 +39,7 @@ class Clock:
     unset: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Instant:
+class Instant(NamedTuple):
     """The effective time of one moment, and how far it can be trusted."""
 
     effective_ns: int
@@ -66,8 +63,7 @@ class Instant:
         return self.boot_ns + second * NS - self.effective_ns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClockEvent:
+class ClockEvent(NamedTuple):
     """Something that the ledger must tell of the clock: it was set back or forward, unset, or mended."""
 
     reason: str
@@ -90,12 +86,12 @@ def observe(clock: Clock, reading: Reading) -> Observation:
     """Judge one reading: the clock as known from now on, the instant, and what is to be recorded."""
     certain = certain_ns(clock, reading)
     if certain is None:
-        seen = replace(clock, boot=reading.boot, boot_ns=reading.boot_ns)
+        seen = clock._replace(boot=reading.boot, boot_ns=reading.boot_ns)
         return seen, _instant(reading, reading.wall_ns, seen), ()
     new_boot = reading.boot != clock.boot
-    based = replace(clock, floor_ns=certain, boot=reading.boot, boot_ns=reading.boot_ns)
+    based = clock._replace(floor_ns=certain, boot=reading.boot, boot_ns=reading.boot_ns)
     if new_boot:
-        based = replace(based, unset=False)
+        based = based._replace(unset=False)
     if reading.wall_ns < certain:
         seen, events = _behind(based, reading, certain, new_boot=new_boot)
         return seen, _instant(reading, certain, seen), events
@@ -122,19 +118,19 @@ def _behind(
     from_s, to_s = certain // NS, reading.wall_ns // NS
     if new_boot and to_s < clock.signed_s:
         event = ClockEvent(reason="unset", from_s=from_s, to_s=max(0, to_s))
-        return replace(clock, unset=True, provisional=False, behind_ns=behind_ns), (event,)
+        return clock._replace(unset=True, provisional=False, behind_ns=behind_ns), (event,)
     if clock.unset:
-        return replace(clock, behind_ns=behind_ns), events
+        return clock._replace(behind_ns=behind_ns), events
     if clock.provisional:
         events = (ClockEvent(reason="mended", from_s=from_s, to_s=max(0, to_s)),)
-        clock = replace(clock, provisional=False)
+        clock = clock._replace(provisional=False)
     step_ns = behind_ns - clock.behind_ns
     if step_ns >= _DEAD_BAND_NS:
         event = ClockEvent(reason="back", from_s=from_s, to_s=max(0, to_s))
         step_s = step_ns // NS  # the fraction stays to be counted with the next step
-        stepped = replace(clock, behind_ns=clock.behind_ns + step_s * NS, back_s=clock.back_s + step_s)
+        stepped = clock._replace(behind_ns=clock.behind_ns + step_s * NS, back_s=clock.back_s + step_s)
         return stepped, (*events, event)
-    return replace(clock, behind_ns=min(behind_ns, clock.behind_ns)), events
+    return clock._replace(behind_ns=min(behind_ns, clock.behind_ns)), events
 
 
 def _ahead(
@@ -146,18 +142,18 @@ def _ahead(
     if new_boot and not clock.provisional:
         trusted_s = limits.CLOCK_JUMP_OFF_MAX_S
     from_s, to_s = certain // NS, reading.wall_ns // NS
-    settled = replace(clock, behind_ns=0, unset=False)
+    settled = clock._replace(behind_ns=0, unset=False)
     if clock.unset:  # a clock that was set at last: no jump, but only as certain as a boot's
         trusted_s = limits.CLOCK_JUMP_OFF_MAX_S
     if ahead_ns <= trusted_s * NS:
-        raised = replace(settled, floor_ns=reading.wall_ns, provisional=False)
+        raised = settled._replace(floor_ns=reading.wall_ns, provisional=False)
         if clock.provisional:
             return raised, (ClockEvent(reason="mended", from_s=from_s, to_s=to_s),)
         return raised, ()
     if clock.provisional:
         return settled, ()
     event = ClockEvent(reason="forward", from_s=from_s, to_s=min(to_s, limits.TIME_MAX_S))
-    return replace(settled, provisional=True), (event,)
+    return settled._replace(provisional=True), (event,)
 
 
 def raise_signed(clock: Clock, reading: Reading, signed_s: int) -> Clock:
@@ -177,8 +173,7 @@ def raise_signed(clock: Clock, reading: Reading, signed_s: int) -> Clock:
     if certain is not None and reading.boot == clock.boot:
         # Forgive only what the raise itself did: a step back that nobody has observed yet is still to be counted.
         behind_ns = min(behind_ns, clock.behind_ns + floor_ns - certain)
-    return replace(
-        clock,
+    return clock._replace(
         floor_ns=floor_ns,
         boot=reading.boot,
         boot_ns=reading.boot_ns,
@@ -190,8 +185,7 @@ def raise_signed(clock: Clock, reading: Reading, signed_s: int) -> Clock:
 def mend(clock: Clock, reading: Reading, floor_s: int) -> tuple[Clock, tuple[ClockEvent, ...]]:
     """Set the floor to a token's `time_floor`, downward too; the caller sees to it that it happens once."""
     certain = certain_ns(clock, reading)
-    mended = replace(
-        clock,
+    mended = clock._replace(
         floor_ns=floor_s * NS,
         boot=reading.boot,
         boot_ns=reading.boot_ns,
@@ -206,5 +200,5 @@ def mend(clock: Clock, reading: Reading, floor_s: int) -> tuple[Clock, tuple[Clo
 def receipted(clock: Clock, seq: int) -> Clock:
     """Forget steps back whose record a receipt covers: the server has been told."""
     if clock.back_s and seq >= clock.back_seq:
-        return replace(clock, back_s=0)
+        return clock._replace(back_s=0)
     return clock

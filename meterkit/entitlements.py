@@ -1,14 +1,13 @@
 """May this run, now? A pure decision over a token's terms, what was used, and the time (DESIGN §4)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from meterkit.clocks import Instant
 from meterkit.errors import DenialError
 from meterkit.tokens import Token, standing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allowed:
+class Allowed(NamedTuple):
     """It may run. `left_units` is what the limit still allows (None: no limit); `flags` go on the record."""
 
     state: str
@@ -16,8 +15,7 @@ class Allowed:
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denied:
+class Denied(NamedTuple):
     """It may not, for this one reason."""
 
     code: str
@@ -31,8 +29,7 @@ class Denied:
 Decision = Allowed | Denied
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Used:
+class Used(NamedTuple):
     """What counts against a meter's limit: units recorded after the anchor, and units leased out.
 
     `anchored` is False where the token's anchor is not in this ledger: then nothing is left of any limit.

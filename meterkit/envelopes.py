@@ -6,8 +6,7 @@ that nothing signed as one thing can pass for another.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from meterkit import limits, shapes
 from meterkit.canonical import from_base64url, from_bytes
@@ -23,8 +22,7 @@ _HEADER_BYTES_MAX = 256
 _HEADER_MEMBERS = {"alg", "kid", "typ"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of signed thing: its `typ`, the key purpose that may sign it, and its size limit in bytes."""
 
     name: str
@@ -59,8 +57,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Parts(NamedTuple):
     """An envelope taken apart, with nothing of it proven yet."""
 
     kid: str
@@ -69,8 +66,7 @@ class Parts:
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Addressee:
+class Addressee(NamedTuple):
     """For whom something must be: the vendor, and where it is for one device, product and device id."""
 
     issuer: str

@@ -13,12 +13,10 @@ Where several faults hold at once, the first failing step of a procedure names t
 is the one listed first here.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(NamedTuple):
     """What one code means to a program (family, HTTP status) and to a person (one sentence)."""
 
     family: str

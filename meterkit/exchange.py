@@ -3,7 +3,7 @@
 Receipts, and the reply that carries them, are here too. The meaning is DESIGN §6; the bytes are FORMATS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,7 +212,7 @@ class Receipt:
     device: str
     iat: int
     position: Position
-    totals: dict[Meter, Total]
+    totals: Mapping[Meter, Total]
 
     def to_claims(self) -> dict[str, Any]:
         """Write the payload to be signed."""
@@ -229,7 +229,7 @@ class Receipt:
         return claims
 
 
-def totals_to_claims(totals: dict[Meter, Total]) -> list[dict[str, Any]]:
+def totals_to_claims(totals: Mapping[Meter, Total]) -> list[dict[str, Any]]:
     """Write totals in their one order: by model, then unit."""
     return [
         {"model": model, "unit": unit, "units": total.units, "unsettled": total.unsettled}

@@ -5,8 +5,8 @@ key's id (`kid`) is its RFC 7638 thumbprint. A secret key as text starts with `m
 it can never be taken for a public one.
 """
 
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -155,24 +155,29 @@ def device_id(sign_key: VerifyKey) -> str:
     return f"dev_{sign_key.kid}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trust:
+class _TrustFields(NamedTuple):
+    issuer: str
+    roots: tuple[str, ...]
+    threshold: int = 1
+
+
+class Trust(_TrustFields):
     """Whom the vendor's own code trusts: given at open, never read from a setting.
 
     `roots` are root public keys (base64url); `threshold` of *different* ones must sign a keyring.
     """
 
-    issuer: str
-    roots: tuple[str, ...]
-    threshold: int = 1
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "roots", tuple(self.roots))
-        shapes.text()(self.issuer, "trust.issuer")
-        if not 1 <= self.threshold <= len(set(self.roots)) <= limits.ROOTS_MAX:
+    def __new__(cls, *, issuer: str, roots: Iterable[str], threshold: int = 1) -> Self:
+        """Return the three as they are, if roots can be trusted so; else raise `malformed_key`."""
+        given = tuple(roots)
+        shapes.text()(issuer, "trust.issuer")
+        if not 1 <= threshold <= len(set(given)) <= limits.ROOTS_MAX:
             raise InputError("malformed_key", "the threshold does not fit the roots")
-        for root in self.roots:
+        for root in given:
             VerifyKey(root)
+        return super().__new__(cls, issuer=issuer, roots=given, threshold=threshold)
 
     def fingerprint(self) -> str:
         """Name this set of roots in one line, for people to compare."""
@@ -184,8 +189,7 @@ def roots_fingerprint(roots: tuple[str, ...] | list[str], threshold: int) -> str
     return digest("mk-roots", to_bytes([threshold, *sorted(set(roots))])).hex()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyringKey:
+class KeyringKey(NamedTuple):
     """One online key: what it may sign, and for which instants of signing it is good."""
 
     key: VerifyKey
@@ -200,8 +204,7 @@ class KeyringKey:
         return self.not_before <= iat <= last
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Keyring:
+class Keyring(NamedTuple):
     """The online keys of one vendor, as one version of a document that the roots have signed."""
 
     issuer: str

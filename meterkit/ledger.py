@@ -4,9 +4,9 @@ r"""A hash chain of records: append, follow and judge it, find where two of them
 moved without changing every hash after it.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from meterkit import limits
 from meterkit.canonical import digest, from_canonical, to_bytes
@@ -16,8 +16,7 @@ from meterkit.positions import Position
 from meterkit.usage import UsageRecord, record_shape
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """One record in its chain: its place, the hash before it, its own hash, its bytes, and what they say."""
 
     seq: int
@@ -27,8 +26,7 @@ class Entry:
     claims: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRef:
+class TokenRef(NamedTuple):
     """The token that a chain says was installed last."""
 
     jti: str
@@ -37,8 +35,7 @@ class TokenRef:
     license_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Total:
+class Total(NamedTuple):
     """Units and unsettled units of one meter, from an epoch's genesis on."""
 
     units: int = 0
@@ -49,14 +46,16 @@ class Total:
         return Total(units=self.units + units, unsettled=self.unsettled + unsettled)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+_NO_TOTALS: Mapping[Meter, Total] = MappingProxyType({})
+
+
+class Chain(NamedTuple):
     """What is known of a chain at one position: enough to judge what may follow."""
 
     device: str
     position: Position
     token: TokenRef | None = None
-    totals: dict[Meter, Total] = field(default_factory=dict)
+    totals: Mapping[Meter, Total] = _NO_TOTALS
 
 
 def record_hash(prev: str, body: bytes) -> str:
@@ -121,10 +120,10 @@ def follow(chain: Chain, entry: Entry) -> Chain:
         )
         if chain.token is not None and named.serial <= chain.token.serial:
             raise LedgerError("record_out_of_place", f"record {entry.seq}: a token with no higher serial")
-        return replace(chain, position=at, token=named)
+        return chain._replace(position=at, token=named)
     elif claims["kind"] == "usage":
-        return _follow_usage(replace(chain, position=at), claims)
-    return replace(chain, position=at)
+        return _follow_usage(chain._replace(position=at), claims)
+    return chain._replace(position=at)
 
 
 def _follow_usage(chain: Chain, claims: dict[str, Any]) -> Chain:
@@ -139,7 +138,7 @@ def _follow_usage(chain: Chain, claims: dict[str, Any]) -> Chain:
     totals = {**chain.totals, record.meter: total}
     if max(total.units, total.unsettled) > limits.INTEGER_MAX or len(totals) > limits.METERS_MAX:
         raise LedgerError("record_out_of_place", f"record {claims['seq']}: totals out of bounds")
-    return replace(chain, totals=totals)
+    return chain._replace(totals=totals)
 
 
 def good_prefix(chain: Chain, bodies: Iterable[bytes]) -> tuple[Chain, list[Entry], MeterkitError | None]:

@@ -1,8 +1,7 @@
 """What a license grants: which models, metered how, up to which limits, for how long, under which policy."""
 
 import re
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from meterkit import limits, shapes
 
@@ -35,16 +34,14 @@ ANSWER = shapes.one_of("deny", "flag")
 POLICY = shapes.Members(expiry=ANSWER, limit=ANSWER, clock=ANSWER)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Axis:
+class Axis(NamedTuple):
     """Where the items of one run are counted: an input's name and its dimension."""
 
     input: str
     dim: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelTerms:
+class ModelTerms(NamedTuple):
     """What a token grants for one model. `limit` counts units after the token's anchor; None is no limit."""
 
     name: str
@@ -79,8 +76,7 @@ class ModelTerms:
         return {"name": self.name, "unit": self.unit, "axis": axis, "limit": self.limit, **known_by}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(NamedTuple):
     """What happens past an end, past a limit, and under a clock set back: `deny`, or run and `flag`."""
 
     expiry: str = "deny"

@@ -1,13 +1,11 @@
 """A position: how far one life (epoch) of a ledger goes (FORMATS, "Encodings")."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 ZERO = "0" * 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class Position(NamedTuple):
     """An epoch, the sequence number of its last record, and that record's hash. Seq 0 has an all-zero head."""
 
     epoch: str

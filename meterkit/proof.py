@@ -7,7 +7,7 @@ signature says more.
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from meterkit import activation, envelopes, exchange, keyrings, limits, tokens
@@ -161,7 +161,7 @@ def _vendor(bundle: Bundle, trusted: Collection[str] | None) -> Vendor:
         raise Differs("keyrings", "there is none")
     if trusted is not None and not pinned:
         raise Differs("keyrings", f"not signed by the roots that were named; theirs is {fingerprint}")
-    return Vendor(keyring=replace(held, keys=known), fingerprint=fingerprint, pinned=pinned)
+    return Vendor(keyring=held._replace(keys=known), fingerprint=fingerprint, pinned=pinned)
 
 
 def _unverified_roots(document: list[str]) -> tuple[tuple[str, ...], int, str]:

@@ -63,7 +63,7 @@ class Replay:
         node = self._nodes.get((position.epoch, position.head))
         return node.chain if node is not None and node.entry.seq == position.seq else None
 
-    def totals_at(self, position: Position) -> dict[Meter, Total] | None:
+    def totals_at(self, position: Position) -> Mapping[Meter, Total] | None:
         """The totals from the epoch's genesis to a position, or None if no batch reaches it."""
         chain = self._chain_at(position)
         return None if chain is None else chain.totals

@@ -1,7 +1,6 @@
 """The signed list of what no longer holds: tokens, licenses, devices, packages (FORMATS, "Revocations")."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from meterkit import envelopes, limits, shapes
 from meterkit.envelopes import Addressee
@@ -21,8 +20,7 @@ SHAPE = shapes.Members(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revocations:
+class Revocations(NamedTuple):
     """One version of the list. Version 0 is the empty list before any was heard of."""
 
     issuer: str = ""

@@ -4,8 +4,7 @@ Signing is `meterkit.signing.sign(envelopes.TOKEN, token.to_claims(), key)`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from meterkit import envelopes, limits, shapes
 from meterkit.clocks import Instant
@@ -55,8 +54,7 @@ def shape(claims: Any, where: str) -> Any:
     return claims
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
+class Token(NamedTuple):
     """What a device may do, from when to when. A value; that it is genuine is what `verify` says."""
 
     issuer: str
@@ -135,8 +133,7 @@ class Token:
         yield from (self.nbf, self.exp, self.exp + self.grace_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Genuine:
+class Genuine(NamedTuple):
     """A token that passed steps 1 to 7, with the key that signed it: it may be installed."""
 
     token: Token
@@ -144,8 +141,7 @@ class Genuine:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """What the clock says of a token: its state, the flags that a record made now would carry, and the code
     for which it denies, if it does.
 

@@ -1,7 +1,6 @@
 """The records of a ledger: what a device says that happened (FORMATS, "Ledger records")."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from meterkit import limits, shapes
 from meterkit.licenses import Meter
@@ -73,8 +72,7 @@ def record_shape(value: Any, where: str) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
+class UsageRecord(NamedTuple):
     """Units of one meter, admitted in one 900-second window, under one token.
 
     `units` are what the cell's counts prove and are billed; `unsettled` were covered by a lease when power

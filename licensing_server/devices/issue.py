@@ -1,5 +1,6 @@
 """Issuing one token: within the license's places, pools and end, anchored where the ledger is accepted."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from licensing_server.catalog import store as catalog
@@ -29,7 +30,7 @@ class Anchor:
 
     position: Position
     accepted: bool
-    totals: dict[Meter, Total]
+    totals: Mapping[Meter, Total]
 
 
 def believed_serial(told: int) -> int:

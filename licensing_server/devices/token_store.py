@@ -1,6 +1,6 @@
 """Tokens as they were issued, which of them are still usable, and what they let their devices reach."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Issued:
     token: Token
     text: str
     anchor_accepted: bool
-    at_anchor: dict[Meter, Total]
+    at_anchor: Mapping[Meter, Total]
 
 
 def insert(connection: sa.Connection, issued: Issued) -> None:
@@ -171,7 +171,7 @@ def waiting_anchors(connection: sa.Connection, device: str, epoch: str) -> list[
     ]
 
 
-def accept_anchor(connection: sa.Connection, jti: str, totals: dict[Meter, Total]) -> None:
+def accept_anchor(connection: sa.Connection, jti: str, totals: Mapping[Meter, Total]) -> None:
     """Note what had been accepted at a token's anchor, now that it is known."""
     connection.execute(sa.update(tokens).where(tokens.c.jti == jti).values(anchor_accepted=True))
     table = token_limits.c
@@ -182,7 +182,7 @@ def accept_anchor(connection: sa.Connection, jti: str, totals: dict[Meter, Total
 
 
 def refresh_exposures(
-    connection: sa.Connection, device: str, epoch: str, tips: Sequence[dict[Meter, Total]]
+    connection: sa.Connection, device: str, epoch: str, tips: Sequence[Mapping[Meter, Total]]
 ) -> None:
     """Work out anew what usable tokens let one life of a ledger reach (DESIGN §4).
 

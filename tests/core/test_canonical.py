@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from meterkit import canonical, limits
 from meterkit.canonical import digest, from_base64url, from_bytes, from_canonical, to_base64url, to_bytes
+from meterkit.positions import Position
 
 whole = st.integers(-limits.INTEGER_MAX, limits.INTEGER_MAX)
 leaves = st.none() | st.booleans() | whole | st.text(max_size=20)
@@ -87,6 +88,10 @@ def test_values_that_have_a_form(value, written):
 )
 def test_values_that_have_none(value):
     assert outcome(to_bytes, value) == "malformed_json"
+
+
+def test_a_record_is_no_list():
+    assert outcome(to_bytes, [Position(epoch="ep", seq=1)]) == "malformed_json"
 
 
 # -- in

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -227,7 +226,7 @@ def test_noise_raises_nothing_but_refusals(bodies):
 
 
 def test_the_genesis_is_this_devices_and_this_epochs():
-    foreign = replace(empty_chain(), device=OTHER_DEVICE)
+    foreign = empty_chain()._replace(device=OTHER_DEVICE)
     assert outcome(verify_chain, foreign, BODIES) == "record_out_of_place"
     elsewhere = Chain(device=DEVICE, position=Position(epoch=ident("ep", "other")))
     assert outcome(verify_chain, elsewhere, BODIES) == "record_out_of_place"

@@ -372,9 +372,8 @@ def test_a_token_is_written_as_it_was_read():
 def test_a_token_that_no_device_would_take_is_not_written():
     token = verify(GOOD)
     for changes in ({"exp": token.nbf - 1}, {"serial": 0}, {"models": ()}, {"grace_s": limits.GRACE_MAX_S + 1}):
-        values = {name: getattr(token, name) for name in tokens.Token.__slots__}
         with pytest.raises(InputError) as refused:
-            tokens.Token(**{**values, **changes}).to_claims()
+            token._replace(**changes).to_claims()
         assert refused.value.code == "malformed_members"
 
 
