@@ -15,8 +15,8 @@ import os
 import secrets
 import struct
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from meterkit import ids, limits
 from meterkit.errors import DeviceError, LedgerError
@@ -28,8 +28,7 @@ _COUNT_BITS = 40
 _SLOT_WORDS = struct.Struct("=QQQ")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """What a unit counted now is recorded as: its window, its token, its flags."""
 
     window: int
@@ -38,14 +37,13 @@ class Standing:
     provisional: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What a cell says: how many units, counted in which window; how many more calls in flight may add to
     them, and until when (boot clock) calls may be admitted in that window.
     """
 
     window: int
-    count: int
+    count: int  # type: ignore[assignment] # the tuple's own way to count its items is not missed
     in_flight_units: int
     open_until_ns: int
 
@@ -179,8 +177,7 @@ class CellFile:
         os.close(self._handle)
 
 
-@dataclass(frozen=True, slots=True)
-class Retired:
+class Retired(NamedTuple):
     """A cell that nobody will write again: to be folded once more, then its slot can be reused."""
 
     cell: str

@@ -4,8 +4,8 @@ Everything here runs inside one write transaction of the ledger, so that mark an
 anyone may fold any cell, live or dead, any number of times, and nothing is lost or doubled (DESIGN §5).
 """
 
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from device_sdk.cells import CellFile, ForeignCells, Word
 from device_sdk.ledger_store import SEQ_END, Transaction
@@ -28,8 +28,7 @@ _OF_FILE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CellRow:
+class CellRow(NamedTuple):
     """How far one cell is folded, and what a record of it says."""
 
     cell: str
@@ -68,15 +67,15 @@ class CellRow:
         )
 
 
-@dataclass(slots=True)
 class Folded:
     """What folding every cell found: whether calls are in flight, the earliest window in which units may still
     be counted, and files to unlink.
     """
 
-    in_flight: bool = False
-    open_window: int | None = None
-    finished: list[Path] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.in_flight = False
+        self.open_window: int | None = None
+        self.finished: list[Path] = []
 
     def note(self, word: Word, now: Instant) -> None:
         """Take in whether a living thread's cell may still count in its window."""
@@ -174,7 +173,7 @@ def fold_cell(tx: Transaction, row: CellRow, word: Word, now: Instant) -> None:
     if 0 <= units <= held:
         if units:
             flags = row.flags if row.boot == now.boot else (*row.flags, "recovered")
-            _append(tx, replace(row, flags=flags), now, window=word.window, units=units, count_to=word.count)
+            _append(tx, row._replace(flags=flags), now, window=word.window, units=units, count_to=word.count)
     elif row.boot == now.boot:
         lose_cell(tx, row, now)
     tx.execute("UPDATE cells SET mark = ? WHERE cell = ?", (word.count, row.cell))
@@ -185,7 +184,7 @@ def lose_cell(tx: Transaction, row: CellRow, now: Instant) -> None:
     rest = leased(tx, row.file, row.meter)
     tx.append(usage.recovery("cell_lost", row.cell), time=now.effective_s, boot=now.boot)
     if rest:
-        flagged = replace(row, flags=(*row.flags, "cell_lost"))
+        flagged = row._replace(flags=(*row.flags, "cell_lost"))
         _append(tx, flagged, now, window=now.window, units=rest, count_to=row.mark)
 
 
@@ -256,7 +255,7 @@ def _settle(tx: Transaction, rows: list[CellRow], file: str, now: Instant) -> No
         rest = leased(tx, file, meter)
         if row.boot != now.boot and rest > 0:
             current = get_cell(tx, row.cell) or row
-            flagged = replace(current, flags=(*current.flags, "recovered"))
+            flagged = current._replace(flags=(*current.flags, "recovered"))
             window = now.window
             _append(tx, flagged, now, window=window, units=0, count_to=current.mark, unsettled=rest)
             tx.append(usage.recovery("power_lost", row.cell), time=now.effective_s, boot=now.boot)
