@@ -15,6 +15,7 @@ from device_sdk.vault import Vault, sync_directory
 from meterkit import ids, ledger, usage
 from meterkit.clocks import observe as judge
 from meterkit.errors import LedgerError, MeterkitError
+from meterkit.ledger import Chain, Entry
 from meterkit.positions import Position
 from meterkit.usage import record_shape
 
@@ -193,26 +194,43 @@ def _restore_rows(tx: Transaction, live: dict[str, list[tuple[object, ...]]]) ->
 def _is_sound(tx: Transaction, device: str, known: list[Position]) -> bool:
     try:
         check(tx, known)
-        _, _, fault = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+        after, _, fault = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+        whole = fault is None and after.position == tx.position()
         structure = tx.rows("PRAGMA quick_check(1)")
         timekeeper.load(tx)
     except LedgerError:
         return False
-    return fault is None and structure == [("ok",)] and tx.has_schema()
+    return whole and structure == [("ok",)] and tx.has_schema()
+
+
+def good_part(tx: Transaction, chain: Chain) -> list[Entry]:
+    """The records that follow a chain, as far as they hold: in form and place, and by the hashes beside them.
+
+    A record that is altered and still well formed shows in every hash after it, and ends the good part. The
+    last one has none after it: whether its bytes or its hash are wrong is not known, and its usage is not lost.
+    """
+    _, entries, _ = ledger.good_prefix(chain, tx.bodies(chain.position.seq + 1))
+    noted = tx.noted_hashes(chain.position.seq + 1)
+    proved = max(
+        (place for place, entry in enumerate(entries, 1) if noted.get(entry.seq) == entry.hash), default=0
+    )
+    return entries if len(entries) == proved + 1 else entries[:proved]
 
 
 def _good_end(tx: Transaction, device: str) -> tuple[Position | None, int]:
     """How far a damaged ledger still holds, and where it ended."""
     try:
-        after, _, _ = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+        chain = tx.chain_before(1, device)
+        entries = good_part(tx, chain)
     except LedgerError:
         return None, 0
-    if not after.position.seq:
+    if not entries:
         return None, 0
+    good = ledger.after(chain.position, entries[-1])
     try:
-        return after.position, tx.position().seq
+        return good, tx.position().seq
     except LedgerError:
-        return after.position, after.position.seq
+        return good, good.seq
 
 
 def finish(vault: Vault, device: str, position: Position) -> None:

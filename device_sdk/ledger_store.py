@@ -133,6 +133,19 @@ class Transaction:
         if ended is not None:
             raise ended
 
+    def noted_hashes(self, seq_from: int) -> dict[int, str]:
+        """The hashes beside the records from a seq on, as far as they can be read: notes, which may be wrong."""
+        rows = self.execute("SELECT seq, hash FROM records WHERE seq >= ? ORDER BY seq", (seq_from,))
+        found: dict[int, str] = {}
+        try:
+            for seq, noted in rows:
+                found[seq] = noted
+        except sqlite3.Error:  # what was read before the damage still counts
+            return found
+        finally:
+            rows.close()
+        return found
+
     def used_after(self, seq: int, meter: Meter) -> int:
         """Units recorded for a meter after a position, unsettled ones included."""
         row = self.execute(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from device_sdk import epochs
 from device_sdk.folding import Folded
 from device_sdk.ledger_store import LedgerStore, Transaction
 from device_sdk.vault import DeviceKeys, Vault
@@ -143,5 +144,5 @@ def batches_set_aside(vault: Vault, sender: Sender, receipt: Position | None) ->
 
 def _good_part(tx: Transaction, sender: Sender, seq_from: int) -> list[str]:
     chain = tx.chain_before(seq_from, sender.keys.device)
-    _, entries, _ = ledger.good_prefix(chain, tx.bodies(seq_from))
+    entries = epochs.good_part(tx, chain)
     return list(_sign_all(chain, entries, sender)) if entries else []

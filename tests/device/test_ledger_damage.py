@@ -12,6 +12,12 @@ from meterkit import limits
 # -- as it is damaged
 
 
+def later(body: bytes) -> bytes:
+    """A digit of the record's time is another: what no shape can tell, and every hash from there on does."""
+    assert b'"time":18' in body
+    return body.replace(b'"time":18', b'"time":19')
+
+
 def code_of(act) -> str | None:
     try:
         act()
@@ -25,6 +31,8 @@ DAMAGES = {
     "more units, the hash as it was": lambda site: set_body(
         site, 4, lambda body: body.replace(b'"units":4', b'"units":5')
     ),
+    "an altered time, well formed": lambda site: set_body(site, 4, later),
+    "an altered time in the last record": lambda site: set_body(site, 5, later),
     "a record gone": lambda site: raw(site, "DELETE FROM records WHERE seq = 4"),
     "two records swapped": lambda site: [
         raw(site, "UPDATE records SET seq = 99 WHERE seq = 4"),
@@ -90,6 +98,16 @@ def test_a_damaged_ledger_is_set_aside_and_the_device_goes_on(site, damage):
     assert site.vendor.units("mul") in (2, 2 + 3, 2 + 3 + 4, 2 + 12)
     assert site.open().make_batches()
     assert list(site.path.glob("ledger-*.sqlite")) == kept
+
+
+@pytest.mark.usefixtures("used")
+def test_what_was_altered_is_not_signed_as_what_happened(site):
+    set_body(site, 4, later)
+    device = site.open()
+    site.vendor.accept(device.make_batches())
+    assert site.vendor.units("mul") == 3
+    assert (records(device)[0]["lost"], records(device)[0]["previous"]["seq"]) == ({"from": 4, "to": 5}, 3)
+    assert not [body for body in site.vendor.records.values() if b'"time":19' in body]
 
 
 # A hash beside a record is only a note: what counts is the chain of the bodies, which the last record ends.
