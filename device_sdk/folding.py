@@ -176,7 +176,8 @@ def fold_cell(tx: Transaction, row: CellRow, word: Word, now: Instant) -> None:
             _append(tx, row._replace(flags=flags), now, window=word.window, units=units, count_to=word.count)
     elif row.boot == now.boot:
         lose_cell(tx, row, now)
-    tx.execute("UPDATE cells SET mark = ? WHERE cell = ?", (word.count, row.cell))
+    if word.count != row.mark:
+        tx.execute("UPDATE cells SET mark = ? WHERE cell = ?", (word.count, row.cell))
 
 
 def lose_cell(tx: Transaction, row: CellRow, now: Instant) -> None:

@@ -41,10 +41,16 @@ _PRAGMAS = {
 
 
 class Transaction:
-    """One write transaction on a ledger: what is appended in it stands together or not at all."""
+    """One write transaction on a ledger: what is appended in it stands together or not at all.
+
+    `only_looking` says that what is merely noted in it (`note_state`) is not worth a commit of its own.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._changes = connection.total_changes
+        self._noted: dict[str, Any] = {}
+        self.only_looking = False
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Run one statement on the tables beside the records (cells, leases, state)."""
@@ -66,6 +72,8 @@ class Transaction:
 
     def get_state(self, name: str) -> Any:
         """Read a named value, or None."""
+        if name in self._noted:
+            return self._noted[name]
         row = self.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
         try:
             return json.loads(row[0]) if row else None
@@ -74,7 +82,18 @@ class Transaction:
 
     def set_state(self, name: str, value: Any) -> None:
         """Store a named value."""
+        self._noted.pop(name, None)
         self.execute("INSERT OR REPLACE INTO state (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+
+    def note_state(self, name: str, value: Any) -> None:
+        """Store a named value at the end; not at all if this transaction was only looking, and changed nothing."""
+        self._noted[name] = value
+
+    def settle(self) -> None:
+        """Store what was noted. Where nothing is stored, committing writes nothing to the disk."""
+        if self._connection.total_changes != self._changes or not self.only_looking:
+            for name, value in list(self._noted.items()):
+                self.set_state(name, value)
 
     def epoch(self) -> str:
         """The epoch of this ledger; empty before its genesis."""
@@ -139,8 +158,8 @@ class Transaction:
         found: dict[int, str] = {}
         try:
             for seq, noted in rows:
-                found[seq] = noted
-        except sqlite3.Error:  # what was read before the damage still counts
+                found[seq] = noted  # noqa: PERF403 - what was read before the damage still counts
+        except sqlite3.Error:
             return found
         finally:
             rows.close()
@@ -201,7 +220,9 @@ class LedgerStore:
         """
         try:
             connection = self._begin()
-            yield Transaction(connection)
+            transaction = Transaction(connection)
+            yield transaction
+            transaction.settle()
             connection.execute("COMMIT")
         except BaseException as fault:
             # Whatever it was, a signal's exception included: closing rolls back, and frees the lock.

@@ -50,6 +50,7 @@ def make_batches(tx: Transaction, sender: Sender, seq_from: int) -> list[str]:
     Raises:
         LedgerError: `ledger_damaged` if the chain does not hold.
     """
+    tx.only_looking = True
     chain = tx.chain_before(seq_from, sender.keys.device)
     after, entries, fault = ledger.good_prefix(chain, tx.bodies(seq_from))
     if fault is not None or after.position != tx.position():

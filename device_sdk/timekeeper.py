@@ -2,7 +2,7 @@
 
 from device_sdk.ledger_store import Transaction
 from device_sdk.readings import Clocks
-from meterkit import clocks, usage
+from meterkit import clocks, limits, usage
 from meterkit.clocks import Clock, ClockEvent, Instant
 from meterkit.errors import LedgerError
 
@@ -22,10 +22,28 @@ def store(tx: Transaction, clock: Clock) -> None:
 
 
 def observe(tx: Transaction, system: Clocks) -> Instant:
-    """Read the system's clocks, judge them, record what changed, and store what is known now."""
-    clock, now, events = clocks.observe(load(tx), system.read())
-    store(tx, record(tx, clock, now, events))
+    """Read the system's clocks, judge them, record what changed, and store what is known now.
+
+    Where time only went on as it does, a transaction that is only looking stores it once a window.
+    """
+    before = load(tx)
+    clock, now, events = clocks.observe(before, system.read())
+    clock = record(tx, clock, now, events)
+    if _went_on(before, clock):
+        tx.note_state("clock", asdict(clock))
+    else:
+        store(tx, clock)
     return now
+
+
+def _went_on(before: Clock, clock: Clock) -> bool:
+    """Whether nothing is new but that some time has passed, and both clocks agree how much."""
+    if before.floor_ns is None or clock.floor_ns is None:
+        return before == clock
+    since_ns = clock.boot_ns - before.boot_ns
+    drift_ns = clock.floor_ns - before.floor_ns - since_ns
+    same = replace(clock, floor_ns=before.floor_ns, boot_ns=before.boot_ns) == before
+    return same and 0 <= since_ns < limits.WINDOW_S * clocks.NS and abs(drift_ns) < clocks.NS
 
 
 def record(tx: Transaction, clock: Clock, now: Instant, events: tuple[ClockEvent, ...]) -> Clock:

@@ -29,6 +29,10 @@ class Faulty:
         self._connection = connection
         self._faults = faults
 
+    @property
+    def total_changes(self) -> int:
+        return self._connection.total_changes
+
     def execute(self, sql: str, *values) -> sqlite3.Cursor:
         if sql != "COMMIT" or not self._faults:
             return self._connection.execute(sql, *values)
