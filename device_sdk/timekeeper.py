@@ -30,7 +30,7 @@ def observe(tx: Transaction, system: Clocks) -> Instant:
     clock, now, events = clocks.observe(before, system.read())
     clock = record(tx, clock, now, events)
     if _went_on(before, clock):
-        tx.note_state("clock", asdict(clock))
+        tx.note_state("clock", clock._asdict())
     else:
         store(tx, clock)
     return now
@@ -42,7 +42,7 @@ def _went_on(before: Clock, clock: Clock) -> bool:
         return before == clock
     since_ns = clock.boot_ns - before.boot_ns
     drift_ns = clock.floor_ns - before.floor_ns - since_ns
-    same = replace(clock, floor_ns=before.floor_ns, boot_ns=before.boot_ns) == before
+    same = clock._replace(floor_ns=before.floor_ns, boot_ns=before.boot_ns) == before
     return same and 0 <= since_ns < limits.WINDOW_S * clocks.NS and abs(drift_ns) < clocks.NS
 
 

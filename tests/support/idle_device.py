@@ -1,4 +1,4 @@
-"""A process that uses a licensed model and then only waits and looks: `idle_device.py DIRECTORY ISSUER ROOT PRODUCT`.
+"""A process that uses a licensed model, then only waits and looks: `idle_device.py DIRECTORY ISSUER ROOT PRODUCT`.
 
 It marks on stderr what it is about to do, so that a trace of its system calls can be cut there.
 """
