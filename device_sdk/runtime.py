@@ -37,13 +37,6 @@ def native_binding(session: Any, binding: Any) -> Any:
     return getattr(binding, "_iobinding", None)
 
 
-def refuse_missing_inputs(session: Any, feed: Any) -> None:
-    """After a failed native run: raise the public way's clearer error, if that is what it was."""
-    validate = getattr(session, "_validate_input", None)
-    if validate is not None:
-        validate(list(feed))
-
-
 def _ep_fail() -> tuple[type[Exception], ...]:
     """What a run raises when an execution provider fails, as against the model or its inputs."""
     bindings = getattr(getattr(onnxruntime, "capi", None), "onnxruntime_pybind11_state", None)
