@@ -3,12 +3,13 @@
 #   make test    runs the whole suite
 # and what takes longer:
 #   make bench   measures against plain ONNX Runtime, as ratios in one run, into build/bench.json
+#   make runtimes runs the session tests on the oldest and the newest ONNX Runtime
 #   make torture kills device processes 1,000 times
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench torture lint format clean
+.PHONY: demo test bench runtimes torture lint format clean
 .DEFAULT_GOAL := test
 
 $(VENV)/demo.ready: pyproject.toml
@@ -29,6 +30,9 @@ test: $(VENV)/test.ready lint
 
 bench: $(VENV)/test.ready
 	$(BIN)/python tests/bench/run.py
+
+runtimes: $(VENV)/test.ready
+	$(BIN)/python tests/runtimes/run.py
 
 torture: $(VENV)/test.ready
 	METERKIT_TEST_KILLS=1000 $(BIN)/python -m pytest -q tests/faults
