@@ -72,7 +72,7 @@ CELL_COUNT_MAX = 2**40 - 1
 CALL_UNITS_MAX = 2**32 - 1  # items of one run()
 CELL_WINDOW_MAX = 2**24 - 1
 CELL_SLOT_BYTES = 64
-CELL_SLOTS = 2_048  # in the one cell file of a process: its threads times its sessions, at most
+CELL_SLOTS = 2_048  # in the one cell file of a process: its threads × sessions × ways to run that they use
 UNITS_PER_SECOND_MAX = 1_000_000  # above it a record is quarantined
 
 # The ledger on the device
