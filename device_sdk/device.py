@@ -1,28 +1,27 @@
 """Device: one directory, one key pair, one product, one ledger. The one object that a vendor holds."""
 
 import os
-import secrets
 import threading
 import weakref
 from pathlib import Path
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from device_sdk import epochs, folding, outbox, requests, standings, timekeeper, transport
+from device_sdk import epochs, folding
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
-from device_sdk.inbox import Inbox, Outcome
 from device_sdk.ledger_store import LedgerStore
-from device_sdk.outbox import Sender
 from device_sdk.readings import Clocks, check_platform
-from device_sdk.schedule import Schedule
-from device_sdk.standings import Status
-from device_sdk.transport import FileTransport, HttpTransport, Transport
-from device_sdk.vault import Vault
+from device_sdk.vault import DeviceKeys, Vault
 from meterkit import shapes
-from meterkit.errors import LedgerError, TransportError
+from meterkit.errors import LedgerError
 from meterkit.keys import Trust
-from meterkit.positions import Position
 from meterkit.tokens import Token
+
+if TYPE_CHECKING:  # the names only: what they name is imported by the first method that exchanges
+    from device_sdk.exchanging import Exchanging
+    from device_sdk.inbox import Outcome
+    from device_sdk.standings import Status
+    from device_sdk.transport import Transport
 
 
 class ForkAware(Protocol):
@@ -38,17 +37,15 @@ class Device:
     Make one with `Device.open`. It may be used from any thread; several processes may open one directory.
     """
 
-    def __init__(self, vault: Vault, holder: Holder, clocks: Clocks, product: str) -> None:
+    def __init__(self, vault: Vault, keys: DeviceKeys, holder: Holder, clocks: Clocks, product: str) -> None:
         self.vault = vault
+        self.keys = keys
         self.holder = holder
         self.product = product
-        self.keys = vault.keys()
         self._clocks = clocks
         self._store = LedgerStore(vault.ledger)
         self._open_ledger()
         self.counter = Counter(store=self._store, holder=holder, clocks=clocks, cells_directory=vault.cells)
-        self._inbox = Inbox(holder=holder, counter=self.counter, vault=vault)
-        self._schedule = Schedule(vault, clocks)
         self._forked: weakref.WeakSet[ForkAware] = weakref.WeakSet()
         _OPEN.add(self)
 
@@ -68,8 +65,9 @@ class Device:
         shapes.NAME(product, "product")
         vault = Vault(Path(directory))
         vault.identity(issuer=trust.issuer, product=product)
-        holder = Holder(vault, trust=trust, product=product, keys=vault.keys())
-        return cls(vault, holder, clocks or Clocks(), product)
+        keys = vault.keys()
+        holder = Holder(vault, trust=trust, product=product, keys=keys)
+        return cls(vault, keys, holder, clocks or Clocks(), product)
 
     @property
     def id(self) -> str:
@@ -78,30 +76,18 @@ class Device:
 
     def _open_ledger(self) -> None:
         """Begin the first epoch, or judge the ledger found; one that cannot go on is set aside."""
-        known = self._known_positions()
+        known = self.holder.signed_positions()
         try:
             with self._store.write() as tx:
                 if tx.epoch() == "":
-                    epochs.start(tx, self._clocks, self.id, epochs.newest(known), signed_s=self._signed_s())
+                    epochs.start(tx, self._clocks, self.id, epochs.newest(known), signed_s=self.holder.signed_s())
                 epochs.check(tx, known)
                 folding.sweep(tx, self.vault.cells)
         except LedgerError as fault:
             if fault.code != "ledger_damaged":
                 raise
-            self._set_aside()
-
-    def _known_positions(self) -> list[Position]:
-        """Positions that the server has signed, and which the ledger must therefore contain."""
-        receipt = self.holder.receipt()
-        genuine = self.holder.genuine
-        found = [receipt.position] if receipt else []
-        return [*found, genuine.token.anchor] if genuine else found
-
-    def _signed_s(self) -> int:
-        """The newest time that is known to be signed: a new ledger's clock starts no earlier."""
-        receipt = self.holder.receipt()
-        genuine = self.holder.genuine
-        return max(receipt.iat if receipt else 0, genuine.token.iat if genuine else 0)
+            known = self.holder.signed_positions()
+            epochs.set_aside(self.vault, self._clocks, self.id, known, signed_s=self.holder.signed_s())
 
     def token(self) -> Token:
         """The token in force; raises `not_activated`, or why the stored one does not hold."""
@@ -114,26 +100,22 @@ class Device:
 
     # -- activating
 
+    @property
+    def _exchanging(self) -> "Exchanging":
+        from device_sdk.exchanging import Exchanging  # noqa: PLC0415 - not on the way to an answer
+
+        return Exchanging(
+            vault=self.vault, keys=self.keys, product=self.product, holder=self.holder, counter=self.counter
+        )
+
     def request_activation(self, code: str) -> str:
         """Make the signed request for a first token, or another license's; as a file it ends in `.mkact`.
 
         The code's secret proves itself and is not in it.
         """
-        with self.counter.transaction() as tx:
-            position = tx.position()
-            now = timekeeper.observe(tx, self._clocks)
-        token = self.holder.genuine.token if self.holder.genuine else None
-        return requests.make(
-            code,
-            keys=self.keys,
-            product=self.product,
-            position=position,
-            license_hint=token.license_id if token else None,
-            made_at=now.effective_s,
-            nonce=secrets.token_bytes(16),
-        )
+        return self._exchanging.request_activation(code)
 
-    def activate(self, code: str, server: str | Transport) -> Outcome | None:
+    def activate(self, code: str, server: "str | Transport") -> "Outcome | None":
         """Get this device's token for an activation code, from a server's URL or another transport.
 
         Gives None where the transport brings no reply at once, as a file does.
@@ -143,15 +125,7 @@ class Device:
             TransportError: the server cannot be reached; nothing has changed.
             MeterkitError: the server's refusal, or why its token was not taken.
         """
-        way = HttpTransport(server) if isinstance(server, str) else server
-        reply = way.deliver(transport.activation_message(self.request_activation(code)))
-        if reply is None:
-            return None
-        outcome = self.take_reply(reply)
-        outcome.check("token")
-        if isinstance(server, str):
-            self._schedule.remember(server=server)
-        return outcome
+        return self._exchanging.activate(code, server)
 
     # -- exchanging
 
@@ -160,38 +134,13 @@ class Device:
 
         A ledger that is found damaged is set aside first: no two records are ever signed with one seq.
         """
-        try:
-            return self._make_batches()
-        except LedgerError as fault:
-            if fault.code != "ledger_damaged":
-                raise
-        with self.counter.lock:
-            self.counter.end_leases()
-            self._set_aside()
-        return self._make_batches()
+        return self._exchanging.make_batches()
 
-    def _make_batches(self) -> list[str]:
-        receipt = self.holder.receipt()
-        at = receipt.position if receipt else None
-        with self.counter.fold_everything() as (tx, now, folded):
-            epochs.check(tx, self._known_positions())
-            sender = Sender(
-                keys=self.keys,
-                product=self.product,
-                has=self.holder.has(),
-                through=outbox.through(now, folded, timekeeper.certain_s(tx)),
-                made_at=now.effective_s,
-            )
-            current = outbox.make_batches(tx, sender, outbox.start_after(at, tx.epoch()))
-        return [*outbox.batches_set_aside(self.vault, sender, at), *current]
-
-    def take_reply(self, reply: bytes) -> Outcome:
+    def take_reply(self, reply: bytes) -> "Outcome":
         """Take a reply, part by part: one refused undoes no other. What a part came to is in the outcome."""
-        outcome = self._inbox.take(reply)
-        self._schedule.next_after(outcome.next_sync_s, token=self.holder.genuine)
-        return outcome
+        return self._exchanging.take_reply(reply)
 
-    def sync(self, server: str | Transport | None = None) -> list[Outcome]:
+    def sync(self, server: "str | Transport | None" = None) -> "list[Outcome]":
         """Hand over what was used and take what comes back, over HTTP or another transport.
 
         Without a server it is the one that the device was activated at. Usage is kept until it is receipted,
@@ -201,56 +150,33 @@ class Device:
             TransportError: `server_unreachable`, `server_busy`, `answer_refused`; nothing was lost.
             MeterkitError: the server's refusal.
         """
-        chosen = server or self._schedule.server
-        if chosen is None:
-            raise TransportError("server_unreachable", "no server is known; name one")
-        way = HttpTransport(chosen) if isinstance(chosen, str) else chosen
-        outcomes = []
-        for batches in outbox.group(self.make_batches()):
-            reply = way.deliver(transport.batches_message(batches))
-            if reply is not None:
-                outcomes.append(self.take_reply(reply))
-        return outcomes
+        return self._exchanging.sync(server)
 
     def export_batch(self, path: str | os.PathLike[str]) -> int:
         """Write what there is to hand over into one `.mkbatch` file; gives the number of batches in it."""
-        batches = self.make_batches()
-        FileTransport(Path(path)).deliver(transport.batches_message(batches))
-        return len(batches)
+        return self._exchanging.export_batch(Path(path))
 
     def export_activation(self, code: str, path: str | os.PathLike[str]) -> None:
         """Write an activation request into one file, to be carried to the server."""
-        message = transport.activation_message(self.request_activation(code))
-        FileTransport(Path(path)).deliver(message)
+        self._exchanging.export_activation(code, Path(path))
 
-    def import_reply(self, path: str | os.PathLike[str]) -> Outcome:
+    def import_reply(self, path: str | os.PathLike[str]) -> "Outcome":
         """Take a reply that was brought as a `.mkreply` file.
 
         Raises:
             InputError: it is no reply; nothing was changed.
             MeterkitError: the server's refusal, where the file holds one.
         """
-        return self.take_reply(transport.read_reply_file(Path(path)))
+        return self._exchanging.import_reply(Path(path))
 
     # -- telling
 
-    def status(self) -> Status:
+    def status(self) -> "Status":
         """What users ask most: works offline until when, how many units are left, when to sync, why it stops.
 
         It records what was counted, and uses up nothing.
         """
-        with self.counter.fold_everything() as (tx, now, _):
-            return standings.judge(
-                tx,
-                now,
-                holder=self.holder,
-                device=self.id,
-                counter=self.counter,
-                next_sync_at=self._schedule.next_sync_at,
-            )
-
-    def _set_aside(self) -> None:
-        epochs.set_aside(self.vault, self._clocks, self.id, self._known_positions(), signed_s=self._signed_s())
+        return self._exchanging.status()
 
     def _after_fork(self) -> None:
         self.counter.after_fork()

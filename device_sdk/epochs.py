@@ -2,11 +2,9 @@
 
 import json
 import os
-import secrets
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from device_sdk import timekeeper
 from device_sdk.ledger_store import LedgerStore, Transaction
@@ -33,7 +31,7 @@ def start(
 
     Its clock starts no earlier than the newest time that the server has signed: forgetting gains no time.
     """
-    epoch = ids.make("ep", secrets.token_bytes(16))
+    epoch = ids.make("ep", os.urandom(16))
     tx.set_state("epoch", epoch)
     if signed_s:
         timekeeper.raise_signed(tx, clocks, signed_s)
@@ -66,14 +64,13 @@ def newest(positions: list[Position]) -> Position | None:
     return max(positions, key=lambda at: at.seq, default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class _Found(NamedTuple):
     """What could be read of a ledger: how far it holds, where it ends, and its live rows."""
 
+    live: dict[str, list[tuple[object, ...]]]
     good: Position | None = None
     end_seq: int = 0
     token: dict[str, Any] | None = None
-    live: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
 
 
 def set_aside(vault: Vault, clocks: Clocks, device: str, known: list[Position], *, signed_s: int) -> None:
@@ -89,7 +86,7 @@ def set_aside(vault: Vault, clocks: Clocks, device: str, known: list[Position], 
         except LedgerError as fault:
             if fault.code != "ledger_damaged":
                 raise
-            found = _Found()
+            found = _Found(live={})
         else:  # nobody folds into the old ledger any more until the new one is in its place
             if _is_sound(tx, device, known):
                 return
@@ -118,7 +115,7 @@ def _begin_anew(
                 tx.append(found.token, time=now.effective_s, boot=now.boot)
             timekeeper.carry_over(tx, entry.seq)
         store.drop()
-        _keep(vault, f"ledger-{good.epoch if good else secrets.token_hex(16)}.sqlite")
+        _keep(vault, f"ledger-{good.epoch if good else os.urandom(16).hex()}.sqlite")
         fresh.replace(vault.ledger)
         _unlink_ledger(fresh)
         sync_directory(vault.directory)
@@ -130,7 +127,7 @@ def _keep(vault: Vault, name: str) -> None:
     """Give the old ledger its second name. A journal with something in it belongs to it, and goes with it."""
     old, kept = vault.ledger, vault.directory / name
     if kept.exists() and not (old.exists() and kept.samefile(old)):
-        kept = kept.with_stem(f"{kept.stem}-{secrets.token_hex(4)}")
+        kept = kept.with_stem(f"{kept.stem}-{os.urandom(4).hex()}")
     journal = _journal(old)
     if journal.exists() and journal.stat().st_size:
         journal.replace(_journal(kept))

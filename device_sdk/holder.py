@@ -7,8 +7,9 @@ from meterkit import keyrings, revocations, tokens
 from meterkit.canonical import to_bytes
 from meterkit.envelopes import Addressee
 from meterkit.errors import DenialError, InputError, MeterkitError, TrustError
-from meterkit.exchange import Has, Receipt, open_receipt
 from meterkit.keys import Keyring, Trust
+from meterkit.positions import Position
+from meterkit.receipts import Receipt, open_receipt
 from meterkit.revocations import Revocations
 from meterkit.tokens import Genuine, Token
 
@@ -110,15 +111,6 @@ class Holder:
             raise DenialError("not_activated")
         return token
 
-    def has(self) -> Has:
-        """What this device holds already, as a batch tells its server."""
-        return Has(
-            serial=self.genuine.token.serial if self.genuine else 0,
-            keyring=self.keyring.version if self.keyring else 0,
-            revocations=self.revocations.version,
-            receipt=self.receipt_text() if self.receipt() else None,  # a damaged one must not stop the rest
-        )
-
     def receipt_text(self) -> str | None:
         """The newest receipt held, as it was signed."""
         return self._text("receipt.jws")
@@ -132,6 +124,17 @@ class Holder:
             return open_receipt(text, keyring=self.keyring, addressee=self.addressee)
         except MeterkitError:
             return None
+
+    def signed_positions(self) -> list[Position]:
+        """Positions that the server has signed, and which the ledger must therefore contain."""
+        receipt = self.receipt()
+        found = [receipt.position] if receipt else []
+        return [*found, self.genuine.token.anchor] if self.genuine else found
+
+    def signed_s(self) -> int:
+        """The newest time that is known to be signed: a new ledger's clock starts no earlier."""
+        receipt = self.receipt()
+        return max(receipt.iat if receipt else 0, self.genuine.token.iat if self.genuine else 0)
 
     def take_keyring(self, document: list[str]) -> None:
         """Verify a keyring document against what is held, then store it."""

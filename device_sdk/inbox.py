@@ -13,8 +13,9 @@ from device_sdk.holder import Holder
 from device_sdk.ledger_store import SEQ_END
 from device_sdk.vault import Vault
 from meterkit.errors import MeterkitError, TransportError, refusal
-from meterkit.exchange import Receipt, Reply, check_covers, read_reply
+from meterkit.exchange import Reply, read_reply
 from meterkit.positions import Position
+from meterkit.receipts import Receipt, check_covers
 
 _Part = TypeVar("_Part")
 _NO_NEWER = ("version_rollback", "serial_rollback")

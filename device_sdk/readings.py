@@ -5,8 +5,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from meterkit.clocks import Reading
 from meterkit.errors import DeviceError
@@ -32,17 +32,12 @@ def check_platform() -> None:
     boot_id()
 
 
-def _system_boot_ns() -> Callable[[], int]:
-    return functools.partial(time.clock_gettime_ns, _CLOCK_BOOTTIME or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Clocks:
+class Clocks(NamedTuple):
     """Where a device reads the time: wall clock, boot clock (it counts suspend), and the boot's id; and how a
     thread waits for some seconds of it, or for something to happen before.
     """
 
-    boot_ns: Callable[[], int] = field(default_factory=_system_boot_ns)
+    boot_ns: Callable[[], int] = functools.partial(time.clock_gettime_ns, _CLOCK_BOOTTIME or 0)
     wall_ns: Callable[[], int] = time.time_ns
     boot: Callable[[], str] = boot_id
     wait: Callable[[threading.Event, float], bool] = threading.Event.wait

@@ -7,15 +7,11 @@ owner may read it. Nothing here judges a signature: what is read back is verifie
 import fcntl
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from meterkit import limits
 from meterkit.canonical import from_base64url, from_bytes, to_base64url, to_bytes
@@ -23,15 +19,20 @@ from meterkit.errors import DeviceError, InputError
 from meterkit.keys import SigningKey, device_id
 
 _SEAL_PREFIX = "mk-secret-x25519."
+_SEAL_BYTES = 32
 _FILE_BYTES_MAX = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
 class DeviceKeys:
     """What makes a device the one it is: an Ed25519 key to sign, an X25519 key to receive model keys."""
 
-    sign: SigningKey
-    seal: X25519PrivateKey
+    __slots__ = ("_seal", "sign")
+
+    def __init__(self, sign: SigningKey, seal: bytes) -> None:
+        if len(seal) != _SEAL_BYTES:
+            raise InputError("malformed_key", "a secret key is 32 bytes")
+        self.sign = sign
+        self._seal = seal
 
     @property
     def device(self) -> str:
@@ -41,7 +42,14 @@ class DeviceKeys:
     @property
     def seal_public(self) -> str:
         """The public half of the sealing key, as an activation request carries it."""
-        return to_base64url(self.seal.public_key().public_bytes_raw())
+        from cryptography.hazmat.primitives.asymmetric import x25519  # noqa: PLC0415 - not on the way to an answer
+
+        seal = x25519.X25519PrivateKey.from_private_bytes(self._seal)
+        return to_base64url(seal.public_key().public_bytes_raw())
+
+    def unsafe_to_text(self) -> str:
+        """Write both secret keys as text, to be stored owner-only and never shown."""
+        return f"{self.sign.unsafe_to_text()}\n{_SEAL_PREFIX}{to_base64url(self._seal)}\n"
 
     def __repr__(self) -> str:
         return f"DeviceKeys({self.device})"
@@ -116,7 +124,7 @@ class Vault:
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a small file: afterwards it holds these bytes, durably; after a crash, these or the old."""
-        temporary = self.directory / f".{name}.{secrets.token_hex(8)}"
+        temporary = self.directory / f".{name}.{os.urandom(8).hex()}"
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
@@ -136,16 +144,15 @@ class Vault:
         """The device's keys; made here, on the device, at the first call."""
         held = self.read("device.key")
         if held is None:
-            made = DeviceKeys(SigningKey(secrets.token_bytes(32)), X25519PrivateKey.generate())
-            seal = _SEAL_PREFIX + to_base64url(made.seal.private_bytes_raw())
-            return self._keep_first(f"{made.sign.unsafe_to_text()}\n{seal}\n".encode())
+            made = DeviceKeys(SigningKey(os.urandom(32)), os.urandom(_SEAL_BYTES))
+            return self._keep_first(made.unsafe_to_text().encode())
         if (self.directory / "device.key").stat().st_mode & 0o077:
             raise DeviceError("device_key_bad", "others may read it; its mode must be 0600")
         return _read_keys(held)
 
     def _keep_first(self, data: bytes) -> DeviceKeys:
         """Store new keys, unless another process was first: linking refuses where renaming would not."""
-        name = f".device.key.{secrets.token_hex(8)}"
+        name = f".device.key.{os.urandom(8).hex()}"
         self.replace(name, data)
         made = self.directory / name
         try:
@@ -193,7 +200,7 @@ def _read_keys(data: bytes) -> DeviceKeys:
         if not seal.startswith(_SEAL_PREFIX):
             raise DeviceError("device_key_bad")
         raw = from_base64url(seal.removeprefix(_SEAL_PREFIX))
-        return DeviceKeys(SigningKey.from_text(sign), X25519PrivateKey.from_private_bytes(raw))
+        return DeviceKeys(SigningKey.from_text(sign), raw)
     except (ValueError, InputError):
         raise DeviceError("device_key_bad") from None
 

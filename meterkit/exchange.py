@@ -1,20 +1,17 @@
 """What crosses between a device and its server, as files or over HTTP: batches out, one reply back.
 
-Receipts, and the reply that carries them, are here too. The meaning is DESIGN §6; the bytes are FORMATS.
+What the parts of a reply say is in their own files. The meaning is DESIGN §6; the bytes are FORMATS.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from meterkit import envelopes, limits, shapes
 from meterkit.activation import KIND_VERSIONS
 from meterkit.canonical import from_bytes, to_bytes
-from meterkit.envelopes import Addressee
 from meterkit.errors import InputError, LedgerError, TrustError
-from meterkit.keys import Keyring, VerifyKey
-from meterkit.ledger import Total
-from meterkit.licenses import Meter
+from meterkit.keys import VerifyKey
 from meterkit.positions import ZERO, Position
 
 BATCH_MEDIA_TYPE = "application/x-mk-batch"
@@ -43,16 +40,6 @@ _BATCH_HEAD = shapes.Members(
     made_at=shapes.TIME,
     has=_HAS,
 )
-_TOTAL = shapes.Members(model=shapes.NAME, unit=shapes.METER_UNIT, units=shapes.UNITS, unsettled=shapes.UNITS)
-_RECEIPT = shapes.Members(
-    v=shapes.VERSION_1,
-    iss=shapes.text(),
-    iat=shapes.SIGNED_TIME,
-    aud=shapes.NAME,
-    sub=shapes.DEVICE,
-    position=shapes.POSITION,
-    totals=shapes.listed(_TOTAL, limits.METERS_MAX),
-)
 _REPLY = shapes.Members(
     v=shapes.VERSION_1,
     keyrings=shapes.listed(shapes.listed(shapes.JWS, limits.ROOTS_MAX, least=1), limits.REPLY_KEYRINGS_MAX),
@@ -62,14 +49,6 @@ _REPLY = shapes.Members(
     keys=shapes.listed(shapes.Members(package=shapes.NAME, sealed=shapes.text(limits.SEALED_KEY_BYTES_MAX)), 64),
     advice=shapes.Members(next_sync_s=shapes.integer(0, 366 * 86_400), models=shapes.listed(shapes.NAME, 64)),
 )
-
-
-def receipt_shape(value: Any, where: str) -> Any:
-    """A receipt's payload: each meter stands once in its totals."""
-    _RECEIPT(value, where)
-    if len(totals_from_claims(value["totals"])) != len(value["totals"]):
-        raise shapes.refuse(where, "a meter stands twice")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,68 +180,6 @@ def split_batches(data: bytes, *, batches_max: int) -> list[str]:
         return [line.decode("ascii") for line in lines]
     except UnicodeDecodeError:
         raise InputError("not_text", "batch") from None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """The server's word that a branch is accepted up to a position, with the totals since its genesis."""
-
-    issuer: str
-    product: str
-    device: str
-    iat: int
-    position: Position
-    totals: Mapping[Meter, Total]
-
-    def to_claims(self) -> dict[str, Any]:
-        """Write the payload to be signed."""
-        claims = {
-            "v": 1,
-            "iss": self.issuer,
-            "iat": self.iat,
-            "aud": self.product,
-            "sub": self.device,
-            "position": self.position.to_claims(),
-            "totals": totals_to_claims(self.totals),
-        }
-        receipt_shape(claims, "receipt")
-        return claims
-
-
-def totals_to_claims(totals: Mapping[Meter, Total]) -> list[dict[str, Any]]:
-    """Write totals in their one order: by model, then unit."""
-    return [
-        {"model": model, "unit": unit, "units": total.units, "unsettled": total.unsettled}
-        for (model, unit), total in sorted(totals.items())
-    ]
-
-
-def totals_from_claims(claims: list[dict[str, Any]]) -> dict[Meter, Total]:
-    """Read totals that a shape has judged."""
-    return {
-        (each["model"], each["unit"]): Total(units=each["units"], unsettled=each["unsettled"]) for each in claims
-    }
-
-
-def open_receipt(text: str, *, keyring: Keyring, addressee: Addressee) -> Receipt:
-    """Open a receipt: steps 1 to 6. Whether its position is in a ledger is `covers`'s question."""
-    _, claims = envelopes.open_claims(
-        envelopes.RECEIPT, text, keyring=keyring, addressee=addressee, shape=receipt_shape
-    )
-    return Receipt(
-        issuer=claims["iss"],
-        product=claims["aud"],
-        device=claims["sub"],
-        iat=claims["iat"],
-        position=Position.from_claims(claims["position"]),
-        totals=totals_from_claims(claims["totals"]),
-    )
-
-
-def check_covers(position: Position, epoch: str, hash_at: str | None) -> None:
-    """Return if a position lies in a ledger, whose hash at that seq is given; else `receipt_foreign`."""
-    if position.epoch != epoch or hash_at != position.head:
-        raise LedgerError("receipt_foreign", f"seq {position.seq}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

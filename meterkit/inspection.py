@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from meterkit import audit, envelopes, evidence, exchange, ledger, limits, revocations, tokens
+from meterkit import audit, envelopes, evidence, exchange, ledger, limits, receipts, revocations, tokens
 from meterkit.activation import open_activation
 from meterkit.canonical import from_base64url, from_bytes
 from meterkit.envelopes import Addressee, Kind
@@ -22,7 +22,7 @@ from meterkit.shapes import Shape
 _ZIP = b"PK\x03\x04"
 _SHAPES: dict[Kind, Shape] = {
     envelopes.TOKEN: tokens.shape,
-    envelopes.RECEIPT: exchange.receipt_shape,
+    envelopes.RECEIPT: receipts.receipt_shape,
     envelopes.REVOCATIONS: revocations.SHAPE,
     envelopes.EVIDENCE: evidence.MANIFEST_SHAPE,
 }

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from meterkit import activation, envelopes, exchange, keyrings, limits, tokens
+from meterkit import activation, envelopes, exchange, keyrings, limits, receipts, tokens
 from meterkit.attribution import Record, TokenSpan
 from meterkit.canonical import from_bytes
 from meterkit.envelopes import Addressee
@@ -226,7 +226,7 @@ def _check_receipts(bundle: Bundle, keyring: Keyring, replays: dict[str, Replay]
     for name in bundle.under("receipts"):
         with at(name):
             addressee = Addressee(issuer=keyring.issuer)
-            receipt = exchange.open_receipt(bundle.text(name), keyring=keyring, addressee=addressee)
+            receipt = receipts.open_receipt(bundle.text(name), keyring=keyring, addressee=addressee)
         position = receipt.position
         if name != f"receipts/{receipt.device}.{position.epoch}.{position.seq}.{position.head}.jws":
             raise Differs(name, "it confirms another position than its name says")

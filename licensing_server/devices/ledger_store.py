@@ -6,9 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.database import metadata
-from meterkit.exchange import totals_from_claims, totals_to_claims
 from meterkit.ledger import Chain, TokenRef
 from meterkit.positions import Position
+from meterkit.receipts import totals_from_claims, totals_to_claims
 
 # One row where each accepted batch starts or ends; `acceptance` names the batch that first brought its record.
 heads = sa.Table(

@@ -18,10 +18,11 @@ from licensing_server.usage.branches import Judged, View
 from licensing_server.usage.store import StoredBatch
 from meterkit import envelopes
 from meterkit.errors import MeterkitError, ServiceError, TrustError
-from meterkit.exchange import Batch, Has, Receipt, Reply, open_batch
+from meterkit.exchange import Batch, Has, Reply, open_batch
 from meterkit.keys import VerifyKey
 from meterkit.ledger import Chain
 from meterkit.positions import Position
+from meterkit.receipts import Receipt
 
 _ATTEMPTS = 2  # judged outside the write lock; a device whose ledger keeps changing is then judged inside it
 # Receipts only: its place is taken, its license's time is used up, or its models no longer fit into one token.

@@ -36,13 +36,14 @@ from core_world import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meterkit import activation, envelopes, exchange, limits, signing
+from meterkit import activation, envelopes, exchange, limits, receipts, signing
 from meterkit.activation import ActivationRequest
 from meterkit.errors import InputError, MeterkitError, TrustError
-from meterkit.exchange import Batch, Has, Receipt, Reply
+from meterkit.exchange import Batch, Has, Reply
 from meterkit.keys import VerifyKey
 from meterkit.ledger import Total
 from meterkit.positions import ZERO, Position
+from meterkit.receipts import Receipt
 
 ENTRIES = chained(story())
 BODIES = tuple(entry.body for entry in ENTRIES)
@@ -164,27 +165,27 @@ def test_what_a_device_has_says_what_it_reads():
 
 
 def receipt() -> Receipt:
-    return exchange.open_receipt(
+    return receipts.open_receipt(
         signed(envelopes.RECEIPT, receipt_claims(), "receipt"), keyring=KEYRING, addressee=ADDRESSEE
     )
 
 
 def test_a_receipt_is_written_as_it_was_read_with_its_totals_in_order():
     assert receipt().to_claims() == receipt_claims()
-    turned = replace(receipt(), totals=dict(reversed(receipt().totals.items())))
+    turned = receipt()._replace(totals=dict(reversed(receipt().totals.items())))
     assert turned.to_claims() == receipt_claims()
-    assert exchange.totals_from_claims(exchange.totals_to_claims(receipt().totals)) == receipt().totals
+    assert receipts.totals_from_claims(receipts.totals_to_claims(receipt().totals)) == receipt().totals
 
 
 def test_a_receipt_that_no_device_would_take_is_not_written():
     for totals in ({("m", "frame"): Total()}, {("m", "call"): Total(units=-1)}, {("a b", "call"): Total()}):
         with pytest.raises(InputError):
-            replace(receipt(), totals=totals).to_claims()
+            receipt()._replace(totals=totals).to_claims()
 
 
 def test_a_receipt_covers_a_ledger_only_with_that_ledgers_hash():
     position = receipt().position
-    check = exchange.check_covers
+    check = receipts.check_covers
     assert outcome(check, position, EPOCH, position.head) == "ok"
     assert outcome(check, position, ident("ep", "other"), position.head) == "receipt_foreign"
     assert outcome(check, position, EPOCH, "ab" * 32) == "receipt_foreign"
@@ -278,7 +279,7 @@ READERS = {
     "read_code": (CODE.unsafe_to_text(), activation.read_code),
     "open_receipt": (
         FULL.receipts[0],
-        lambda text: exchange.open_receipt(text, keyring=KEYRING, addressee=ADDRESSEE),
+        lambda text: receipts.open_receipt(text, keyring=KEYRING, addressee=ADDRESSEE),
     ),
     "read_batch": (
         batch().to_payload().decode(),
@@ -349,7 +350,7 @@ def test_what_is_no_text_is_refused_as_such(value):
 def test_parts_of_a_reply_are_judged_alone():
     """The frame is read whatever its parts are worth; each of them then has its own verdict."""
     reply = exchange.read_reply(replace(FULL, receipts=(token_text(),), token=FULL.receipts[0]).to_bytes())
-    verdict = outcome(exchange.open_receipt, reply.receipts[0], keyring=KEYRING, addressee=ADDRESSEE)
+    verdict = outcome(receipts.open_receipt, reply.receipts[0], keyring=KEYRING, addressee=ADDRESSEE)
     assert verdict == "wrong_type"
     assert (
         outcome(envelopes.open_keyring, list(reply.keyrings[0]), issuer=ISSUER, roots=KEYRING.roots, threshold=2)

@@ -12,7 +12,7 @@ import pytest
 from core_world import outcome
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from meterkit import activation, canonical, envelopes, exchange, keyrings, ledger, tokens
+from meterkit import activation, canonical, envelopes, exchange, keyrings, ledger, receipts, tokens
 from meterkit.clocks import NS, Instant
 from meterkit.envelopes import Addressee
 from meterkit.errors import CODES, LedgerError, TrustError
@@ -98,7 +98,7 @@ OPENERS: dict[str, Callable[[Case, Keyring], Any]] = {
         revocations=Revocations(),
         serial_min=0,
     ),
-    "receipt": lambda case, keyring: exchange.open_receipt(
+    "receipt": lambda case, keyring: receipts.open_receipt(
         case["envelope"], keyring=keyring, addressee=addressee_of(case)
     ),
     "revocations": lambda case, keyring: open_revocations(
@@ -148,9 +148,9 @@ def test_revocations(case):
 @each_of("receipts")
 def test_receipt(case):
     given = {"keyring": keyring_of(case), "addressee": addressee_of(case)}
-    assert outcome(exchange.open_receipt, case["receipt"], **given) == case["expect"]
+    assert outcome(receipts.open_receipt, case["receipt"], **given) == case["expect"]
     if case["expect"] == "ok":
-        receipt = exchange.open_receipt(case["receipt"], **given)
+        receipt = receipts.open_receipt(case["receipt"], **given)
         payload = canonical.from_base64url(case["receipt"].split(".")[1])
         assert receipt.to_claims() == json.loads(payload)
 

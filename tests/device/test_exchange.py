@@ -192,7 +192,7 @@ def test_a_receipt_of_another_branch_is_refused(site, device, running):
         Position(epoch=here.epoch, seq=here.seq - 1, head=here.head),
         Position(epoch=here.epoch, seq=10**9, head=here.head),
     ):
-        object.__setattr__(chain, "position", position)
+        site.vendor.chains[here.epoch] = chain._replace(position=position)
         reply = Reply(receipts=(site.vendor._receipt(device.id, here.epoch),)).to_bytes()
         with unchanged(site.path, "sync.json", "ledger.sqlite"):
             assert codes(device.take_reply(reply)) == {"receipt": ["receipt_foreign"]}
@@ -204,9 +204,8 @@ def test_a_receipt_of_an_unknown_epoch_covers_nothing(site, device, running):
     batches = device.make_batches()
     site.vendor.accept(batches)
     epoch = opened(site, batches)[0].epoch
-    site.vendor.chains["ep_" + "a" * 26] = site.vendor.chains[epoch]
     elsewhere = Position(epoch="ep_" + "a" * 26, seq=3, head="1" * 64)
-    object.__setattr__(site.vendor.chains[epoch], "position", elsewhere)
+    site.vendor.chains[epoch] = site.vendor.chains[epoch]._replace(position=elsewhere)
     device.take_reply(Reply(receipts=(site.vendor._receipt(device.id, epoch),)).to_bytes())
     assert device.status().unreceipted_records == 3
     assert device.holder.receipt() is None

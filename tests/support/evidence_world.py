@@ -11,11 +11,12 @@ from meterkit import audit, envelopes, evidence, exchange, ledger, plans, signin
 from meterkit.attribution import Calendar, Period, Run, TokenSpan, gather
 from meterkit.canonical import from_base64url, from_bytes, to_bytes
 from meterkit.evidence import Bundle
-from meterkit.exchange import Batch, Has, Receipt
+from meterkit.exchange import Batch, Has
 from meterkit.invoices import Line, Terms, Version, bill, billed_before
 from meterkit.keys import device_id
 from meterkit.ledger import Chain
 from meterkit.positions import Position
+from meterkit.receipts import Receipt
 from meterkit.replay import Replay
 from meterkit.tokens import Token
 

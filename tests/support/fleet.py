@@ -21,10 +21,11 @@ from licensing_server.settings import Settings
 from licensing_server.usage import service as usage
 from meterkit import activation, envelopes, ids, ledger, limits, signing, tokens
 from meterkit.canonical import from_bytes, sha256_hex, to_base64url
-from meterkit.exchange import Batch, Has, Receipt, Reply, open_receipt
+from meterkit.exchange import Batch, Has, Reply
 from meterkit.keys import Keyring, SigningKey
 from meterkit.licenses import Policy
 from meterkit.positions import Position
+from meterkit.receipts import Receipt, open_receipt
 from meterkit.tokens import Token
 from meterkit.usage import UsageRecord, genesis, token_installed
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 from meterkit import envelopes, exchange, ids, limits, signing
 from meterkit.activation import open_activation, proof
-from meterkit.exchange import Batch, Receipt, Reply
+from meterkit.exchange import Batch, Reply
 from meterkit.keys import SigningKey, Trust, VerifyKey
 from meterkit.ledger import Chain, verify_chain
 from meterkit.licenses import Axis, ModelTerms, Policy
 from meterkit.positions import Position
+from meterkit.receipts import Receipt
 from meterkit.revocations import Revocations
 from meterkit.tokens import Token
 
