@@ -19,7 +19,7 @@ _CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 def boot_id() -> str:
     """The id of this boot; another process, and after a fork the child, sees the same."""
     try:
-        return _BOOT_ID.read_text("ascii").strip()
+        return _BOOT_ID.read_bytes().decode("ascii").strip()
     except OSError:
         raise DeviceError("platform_unsupported", "no boot id") from None
 

@@ -15,7 +15,7 @@ from meterkit.keys import VerifyKey, check_seal_key, device_id
 from meterkit.positions import Position
 
 _CODE = re.compile(r"(code_[a-z2-7]{26})\.([a-z2-7]{26})\Z")
-_NONCE = shapes.matching(re.compile(r"[A-Za-z0-9_-]{22}\Z"), "16 bytes in base64url")
+_NONCE = shapes.matching("[A-Za-z0-9_-]{22}", "16 bytes in base64url")
 CODE_ID = shapes.ident("code")
 KIND_VERSIONS = shapes.mapping(shapes.integer(1, 1_000), 32)
 _CAPABILITIES = shapes.Members(

@@ -40,8 +40,8 @@ _NAME = re.compile(
     r"|earlier/[A-Z]{2,8}-[0-9]{6,16}\.json|plans/plan_[a-z2-7]{26}\.[0-9]{1,9}\.json"
     r"|(?:activations|batches|receipts|tokens)/[A-Za-z0-9_.-]{1,200}\.jws)\Z"
 )
-PART_NAME = shapes.matching(_NAME, "the name of an evidence part")
-NUMBER = shapes.matching(re.compile(r"[A-Z]{2,8}-[0-9]{6,16}\Z"), "an invoice number")
+PART_NAME = shapes.matching(_NAME.pattern, "the name of an evidence part")
+NUMBER = shapes.matching("[A-Z]{2,8}-[0-9]{6,16}", "an invoice number")
 PLAN = shapes.ident("plan")
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # a file of the same parts has the same bytes whenever it is written
 

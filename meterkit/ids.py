@@ -1,6 +1,6 @@
 """Identifiers: a prefix that tells the noun, and 128 bits of randomness that the caller passes in."""
 
-import base64
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
 
 
 def make(prefix: str, random: bytes) -> str:
@@ -10,4 +10,5 @@ def make(prefix: str, random: bytes) -> str:
     """
     if len(random) != 16:
         raise ValueError("an id is made of 16 random bytes")
-    return f"{prefix}_{base64.b32encode(random).decode('ascii').rstrip('=').lower()}"
+    number = int.from_bytes(random, "big") << 2  # 26 characters hold 130 bits: the last two are zero
+    return f"{prefix}_{''.join(_ALPHABET[number >> shift & 31] for shift in range(125, -5, -5))}"

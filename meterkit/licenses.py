@@ -1,20 +1,18 @@
 """What a license grants: which models, metered how, up to which limits, for how long, under which policy."""
 
-import re
 from typing import Any, NamedTuple, Self
 
 from meterkit import limits, shapes
 
 Meter = tuple[str, str]  # (model, unit): what a price and a limit belong to
 
-_SPECIFIER = re.compile(r"[0-9A-Za-z.,<>=!~*+ -]{1,128}\Z")
 _AXIS = shapes.optional(shapes.Members(input=shapes.text(), dim=shapes.integer(0, 31)))
 _LIMIT = shapes.optional(shapes.UNITS)
 _DIGESTS = shapes.listed(shapes.HASH, limits.MODEL_DIGESTS_MAX, least=1, unique=True)
 _PLAIN = shapes.Members(name=shapes.NAME, sha256=_DIGESTS, unit=shapes.METER_UNIT, axis=_AXIS, limit=_LIMIT)
 _SEALED = shapes.Members(
     name=shapes.NAME,
-    versions=shapes.matching(_SPECIFIER, "a version specifier"),
+    versions=shapes.matching("[0-9A-Za-z.,<>=!~*+ -]{1,128}", "a version specifier"),
     unit=shapes.METER_UNIT,
     axis=_AXIS,
     limit=_LIMIT,

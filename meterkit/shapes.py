@@ -14,10 +14,7 @@ from meterkit.positions import ZERO
 
 Shape = Callable[[Any, str], Any]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\Z")
-_HEX = re.compile(r"[0-9a-f]{64}\Z")
-_SURROGATE_OR_NUL = re.compile("[\x00\ud800-\udfff]")
+_KEY = "[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
 
 
 def refuse(where: str, why: str) -> InputError:
@@ -79,11 +76,15 @@ def boolean(value: Any, where: str) -> Any:
     return value
 
 
-def matching(pattern: re.Pattern[str], what: str) -> Shape:
-    """Text that the pattern matches whole."""
+def matching(pattern: str, what: str) -> Shape:
+    """Text that the pattern matches whole. It is compiled when it is first needed: many never are."""
+    match: Callable[[str], Any] | None = None
 
     def shape(value: Any, where: str) -> Any:
-        if not isinstance(value, str) or not pattern.match(value):
+        nonlocal match
+        if match is None:
+            match = re.compile(rf"(?:{pattern})\Z").match
+        if not isinstance(value, str) or not match(value):
             raise refuse(where, f"must be {what}")
         return value
 
@@ -96,7 +97,7 @@ def text(chars_max: int = limits.TEXT_CHARS_MAX, *, least: int = 1) -> Shape:
     def shape(value: Any, where: str) -> Any:
         if not isinstance(value, str) or not least <= len(value) <= chars_max:
             raise refuse(where, f"must be text of {least} to {chars_max} characters")
-        if _SURROGATE_OR_NUL.search(value):
+        if "\x00" in value or (not value.isascii() and re.search("[\ud800-\udfff]", value)):
             raise refuse(where, "holds a character that is no text")
         return value
 
@@ -160,25 +161,25 @@ def mapping(inner: Shape, items_max: int) -> Shape:
 
 def ident(prefix: str) -> Shape:
     """An identifier: the prefix, and 128 random bits in base32."""
-    return matching(re.compile(rf"{prefix}_[a-z2-7]{{26}}\Z"), f"an id that starts with {prefix}_")
+    return matching(f"{prefix}_[a-z2-7]{{26}}", f"an id that starts with {prefix}_")
 
 
 TIME = integer(0, limits.TIME_MAX_S)
 SIGNED_TIME = integer(0, limits.SIGNED_TIME_MAX_S)
 SEQ = integer(0)
 UNITS = integer(0)
-NAME = matching(_NAME, "a name of letters, digits, '.', '_' and '-'")
+NAME = matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', '_' and '-'")
 KEY = matching(_KEY, "32 bytes in base64url")
 KID = KEY
-HASH = matching(_HEX, "64 hex digits")
-DEVICE = matching(re.compile(rf"dev_{_KEY.pattern}"), "a device id")
+HASH = matching("[0-9a-f]{64}", "64 hex digits")
+DEVICE = matching(f"dev_{_KEY}", "a device id")
 EPOCH = ident("ep")
 LICENSE = ident("lic")
 TOKEN = ident("tok")
-BOOT = matching(re.compile(r"[0-9a-f-]{36}\Z"), "a boot id")
+BOOT = matching("[0-9a-f-]{36}", "a boot id")
 VERSION_1 = one_of(1)
 METER_UNIT = one_of("call", "item")
-JWS = matching(re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86}\Z"), "a compact JWS")
+JWS = matching(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86}", "a compact JWS")
 _POSITION = Members(epoch=EPOCH, seq=SEQ, head=HASH)
 
 
