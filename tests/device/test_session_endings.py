@@ -23,10 +23,24 @@ SCRIPT = Path(device_endings.__file__)
 EXIT_CODES = {"return": 0, "sys.exit": 3, "os._exit": 3, "exception": 1, "abandoned": 0, "thread": 0}
 
 
-def start(site, way, ending):
-    trust = site.vendor.trust
-    argv = [sys.executable, SCRIPT, site.path, trust.issuer, trust.roots[0], PRODUCT, way, ending]
-    return subprocess.Popen([str(arg) for arg in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+    """Start `device_endings.py`; whatever becomes of the test, no process stays behind."""
+    started = []
+
+    def begin(site, way, ending):
+        trust = site.vendor.trust
+        argv = [sys.executable, SCRIPT, site.path, trust.issuer, trust.roots[0], PRODUCT, way, ending]
+        process = subprocess.Popen(
+            [str(arg) for arg in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture
@@ -37,7 +51,7 @@ def real(site):
 
 
 @pytest.mark.parametrize("ending", EXIT_CODES)
-def test_a_process_that_ends_without_close_is_recorded_by_the_next(site, real, ending):
+def test_a_process_that_ends_without_close_is_recorded_by_the_next(site, real, start, ending):
     for way in ("run", "run_with_iobinding"):
         before = recorded(real)
         process = start(site, way, ending)
@@ -50,7 +64,7 @@ def test_a_process_that_ends_without_close_is_recorded_by_the_next(site, real, e
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_interrupt_in_the_midst_of_a_call_leaves_the_counts_right(site, real, way):
+def test_an_interrupt_in_the_midst_of_a_call_leaves_the_counts_right(site, real, start, way):
     process = start(site, way, "interrupted")
     assert json.loads(process.stdout.readline()) == {"ready": True}
     in_flight = False
