@@ -76,15 +76,15 @@ def boolean(value: Any, where: str) -> Any:
     return value
 
 
-def matching(pattern: str, what: str) -> Shape:
-    """Text that the pattern matches whole. It is compiled when it is first needed: many never are."""
-    match: Callable[[str], Any] | None = None
+def matching(pattern: str, what: str, *, prefix: str = "") -> Shape:
+    """Text that the pattern matches whole, after a prefix. It is compiled when it is first needed."""
+    match: Callable[[str, int], Any] | None = None
 
     def shape(value: Any, where: str) -> Any:
         nonlocal match
         if match is None:
             match = re.compile(rf"(?:{pattern})\Z").match
-        if not isinstance(value, str) or not match(value):
+        if not isinstance(value, str) or not value.startswith(prefix) or not match(value, len(prefix)):
             raise refuse(where, f"must be {what}")
         return value
 
@@ -161,7 +161,7 @@ def mapping(inner: Shape, items_max: int) -> Shape:
 
 def ident(prefix: str) -> Shape:
     """An identifier: the prefix, and 128 random bits in base32."""
-    return matching(f"{prefix}_[a-z2-7]{{26}}", f"an id that starts with {prefix}_")
+    return matching("[a-z2-7]{26}", f"an id that starts with {prefix}_", prefix=f"{prefix}_")
 
 
 TIME = integer(0, limits.TIME_MAX_S)
@@ -172,7 +172,7 @@ NAME = matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '
 KEY = matching(_KEY, "32 bytes in base64url")
 KID = KEY
 HASH = matching("[0-9a-f]{64}", "64 hex digits")
-DEVICE = matching(f"dev_{_KEY}", "a device id")
+DEVICE = matching(_KEY, "a device id", prefix="dev_")
 EPOCH = ident("ep")
 LICENSE = ident("lic")
 TOKEN = ident("tok")
