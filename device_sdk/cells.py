@@ -12,7 +12,6 @@ is therefore left for another slot long before its low half is full.
 import fcntl
 import mmap
 import os
-import secrets
 import struct
 from collections import deque
 from pathlib import Path
@@ -70,7 +69,7 @@ class CellFile:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.name = ids.make("cells", secrets.token_bytes(16))
+        self.name = ids.make("cells", os.urandom(16))
         self.path = directory / self.name
         try:
             try:

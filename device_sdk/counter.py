@@ -7,8 +7,8 @@ without coming here (DESIGN §5, "Counting").
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from device_sdk import folding, granting, timekeeper
 from device_sdk.cells import Cell, CellFile
@@ -27,8 +27,7 @@ from meterkit.licenses import Meter
 _RETRY_NS = NS
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """A call may run: the cell that will count it, the lease it came from, and when to look again."""
 
     cell: Cell

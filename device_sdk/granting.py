@@ -3,7 +3,7 @@
 Each function works in the caller's transaction and changes nothing in memory that a rollback would belie.
 """
 
-import secrets
+import os
 
 from device_sdk import deciding, folding, leases
 from device_sdk.cells import Cell, CellFile, Standing
@@ -122,7 +122,7 @@ def renew_cell(
             folding.update_standing(tx, cell.id, standing.flags, provisional=standing.provisional)
             return None
     fresh = CellRow(
-        cell=ids.make("cel", secrets.token_bytes(16)),
+        cell=ids.make("cel", os.urandom(16)),
         file=file.name,
         slot=spare,
         token=standing.token,
