@@ -4,9 +4,14 @@ import ast
 import functools
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import device_models
 import pytest
+from vendor import ISSUER, PRODUCT, Vendor, call_model, code
+
+from device_sdk import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("meterkit", "device_sdk", "licensing_server")
@@ -175,11 +180,69 @@ def test_no_bare_assert_guards_anything():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), name
 
 
-def test_the_way_to_the_first_answer_imports_nothing_it_does_not_need():
-    source = (
-        "import sys, device_sdk\nfrom device_sdk import LicensedSession\n"
-        "heavy = {'jwt', 'sqlite_utils', 'httpx2', 'rich', 'click', 'fastapi', 'sqlalchemy', 'email'}\n"
-        "print(*sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+PLAIN = """
+import sys, numpy, onnxruntime
+onnxruntime.InferenceSession({model!r}).run(None, {{"X": numpy.ones((3, 2), numpy.float32)}})
+print(*sys.modules)
+"""
+LICENSED = """
+import sys, numpy
+from device_sdk import Device, LicensedSession, Trust
+device = Device.open({directory!r}, trust=Trust(issuer={issuer!r}, roots=({root!r},)), product={product!r})
+session = LicensedSession({model!r}, device=device, model="mul")
+session.run(None, {{"X": numpy.ones((3, 2), numpy.float32)}})
+print(*sys.modules)
+"""
+EXCHANGE_SIDE = {
+    "device_sdk.exchanging", "device_sdk.inbox", "device_sdk.ledger_schema", "device_sdk.outbox",
+    "device_sdk.requests", "device_sdk.schedule", "device_sdk.standings", "device_sdk.transport",
+    "meterkit.activation", "meterkit.exchange", "meterkit.signing",
+}  # fmt: skip
+LIBRARIES_NEEDED = {"cryptography", "_cffi_backend", "_openssl", *PACKAGES}
+# What of a library, or beside it, costs a start more than it gives; most come in by one careless import.
+COSTLY = {
+    "asyncio", "base64", "cryptography.hazmat.backends", "cryptography.hazmat.primitives.ciphers",
+    "cryptography.hazmat.primitives.serialization", "cryptography.x509", "dataclasses", "decimal", "email",
+    "hashlib", "hmac", "http", "importlib.metadata", "logging", "platform", "random", "secrets", "socket", "ssl",
+    "subprocess", "tempfile", "uuid", "zipfile",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def modules_loaded(tmp_path_factory) -> tuple[set[str], set[str]]:
+    """What two fresh processes have imported after their first answer: plain, and licensed with a receipt held."""
+    work = tmp_path_factory.mktemp("start")
+    model = work / "mul.onnx"
+    model.write_bytes(device_models.mul())
+    vendor = Vendor(now=int(time.time()))
+    terms = [call_model("mul", device_models.digest(model.read_bytes()))]
+    with Device.open(work / "device", trust=vendor.trust, product=PRODUCT) as device:
+        device.take_reply(vendor.answer_activation(device.request_activation(code()), terms))
+        device.take_reply(vendor.accept(device.make_batches()))
+        assert device.holder.receipt() is not None
+    root = vendor.root.verify_key.text
+    names = {"model": str(model), "directory": str(work / "device"), "issuer": ISSUER, "root": root}
+    return tuple(loaded(program.format(**names, product=PRODUCT)) for program in (PLAIN, LICENSED))
+
+
+def loaded(program: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_way_to_the_first_answer_does_not_load_the_exchange(modules_loaded):
+    _, licensed = modules_loaded
+    assert modules().keys() >= EXCHANGE_SIDE
+    assert {"device_sdk.counter", "meterkit.tokens"} <= licensed
+    assert not EXCHANGE_SIDE & licensed
+
+
+def test_the_way_to_the_first_answer_loads_no_library_but_the_one_that_verifies(modules_loaded):
+    plain, licensed = modules_loaded
+    roots = {name.partition(".")[0] for name in licensed - plain}
+    assert roots - sys.stdlib_module_names <= LIBRARIES_NEEDED
+
+
+def test_the_way_to_the_first_answer_loads_nothing_costly(modules_loaded):
+    plain, licensed = modules_loaded
+    assert not COSTLY & (licensed - plain)
