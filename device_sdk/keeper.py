@@ -31,7 +31,6 @@ class Keeper:
         self._wait = counter.clocks.wait
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        weakref.finalize(counter, self._stopped.set)
 
     def start(self) -> None:
         """Begin, unless it has begun."""

@@ -1,5 +1,6 @@
 """Starting `device_worker.py` as real processes, ending them, and counting what they delivered."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,16 +13,23 @@ _SCRIPT = Path(__file__).with_name("device_worker.py")
 
 
 class Worker:
-    """One process that runs the licensed model in some threads. What it delivered is in `delivered`."""
+    """One process that runs the licensed model in some threads. What it delivered is in `delivered`.
 
-    def __init__(self, site: Site, threads: int, calls: int | None = None) -> None:
+    With `go` it waits, when it is ready, until there is a file of that name.
+    """
+
+    def __init__(self, site: Site, threads: int, calls: int | None = None, go: Path | None = None) -> None:
         trust = site.vendor.trust
         rest = [] if calls is None else [calls]
         argv = [sys.executable, _SCRIPT, site.path, trust.issuer, trust.roots[0], PRODUCT, threads, *rest]
         # A file, not a pipe: it takes any number of bytes from a process that nobody may wait for.
         self._told = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         self._process = subprocess.Popen(
-            [str(arg) for arg in argv], stdout=self._told, stderr=subprocess.PIPE, text=True
+            [str(arg) for arg in argv],
+            stdout=self._told,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **({"DEVICE_WORKER_GO": str(go)} if go else {})},
         )
         self.threads = threads
         self.delivered = 0
@@ -31,14 +39,6 @@ class Worker:
         """Return when it is about to begin."""
         line = self._process.stderr.readline().strip()
         assert line == "ready", line + self._process.stderr.read()
-
-    def has_open(self, name: str) -> bool:
-        """Whether it has a file of this name open."""
-        try:
-            handles = list(Path(f"/proc/{self._process.pid}/fd").iterdir())
-            return any(handle.readlink().name == name for handle in handles)
-        except FileNotFoundError:  # closed while it was looked at
-            return False
 
     def kill(self) -> None:
         """SIGKILL, wherever it is."""

@@ -2,14 +2,15 @@
 
     device_worker.py DIRECTORY ISSUER ROOT PRODUCT THREADS [CALLS]
 
-Writes `ready` to stderr when it is about to begin. Each thread ends after so many calls, or when it is denied,
-and then names the reason on stderr. It imports no more than a vendor's program would, so as to start fast.
+Writes `ready` to stderr when it is about to begin, and waits then for a file, if DEVICE_WORKER_GO names one. Each
+thread ends after so many calls, or when it is denied, and then names the reason on stderr. It imports no more than a vendor's program would, so as to start fast.
 """
 
 import itertools
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def main() -> None:
     model = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
     running = LicensedSession(model, options, device=device, model="mul")
     say("ready")
+    while (go := os.environ.get("DEVICE_WORKER_GO")) and not Path(go).exists():
+        time.sleep(0.001)
     users = [threading.Thread(target=use, args=(running, calls)) for _ in range(int(threads))]
     for user in users:
         user.start()
