@@ -3,7 +3,8 @@
     device_worker.py DIRECTORY ISSUER ROOT PRODUCT THREADS [CALLS]
 
 Writes `ready` to stderr when it is about to begin, and waits then for a file, if DEVICE_WORKER_GO names one. Each
-thread ends after so many calls, or when it is denied, and then names the reason on stderr. It imports no more than a vendor's program would, so as to start fast.
+thread ends after so many calls, or when it is denied, and then names the reason on stderr. It
+imports no more than a vendor's program would, so as to start fast.
 """
 
 import itertools
