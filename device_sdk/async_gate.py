@@ -6,7 +6,6 @@ other gates have, cannot be. What is counted here is in flight from its admissio
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from device_sdk.cells import Cell
@@ -17,25 +16,29 @@ from meterkit.errors import LedgerError
 Callback = Callable[[Any, Any, str], Any]
 
 
-@dataclass(slots=True)
 class _SharedCell:
     """A cell, and the units of all calls in flight that it will count."""
 
-    cell: Cell
-    in_flight: int = 0
+    __slots__ = ("cell", "in_flight")
+
+    def __init__(self, cell: Cell, in_flight: int) -> None:
+        self.cell = cell
+        self.in_flight = in_flight
 
     def start(self, units: int) -> None:
         self.in_flight += units
         self.cell.start(self.in_flight)
 
 
-@dataclass(slots=True)
 class Ticket:
     """One call in flight: its units, and the cell that will count them."""
 
-    shared: _SharedCell
-    units: int
-    is_open: bool = True
+    __slots__ = ("is_open", "shared", "units")
+
+    def __init__(self, shared: _SharedCell, units: int) -> None:
+        self.shared = shared
+        self.units = units
+        self.is_open = True
 
 
 class AsyncGate:
