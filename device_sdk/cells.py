@@ -9,16 +9,18 @@ A call of one unit changes the low half of a word only: half as long a number is
 is therefore left for another slot long before its low half is full.
 """
 
+import errno
 import fcntl
 import mmap
 import os
 import struct
 from collections import deque
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import suppress
 
+from device_sdk.files import remove_file, sync_directory
 from meterkit import ids, limits
 from meterkit.errors import DeviceError, LedgerError
+from meterkit.tuples import NamedTuple
 
 WORDS_PER_SLOT = limits.CELL_SLOT_BYTES // 8
 FILE_BYTES = limits.CELL_SLOTS * limits.CELL_SLOT_BYTES
@@ -28,12 +30,17 @@ _SLOT_WORDS = struct.Struct("=QQQ")
 
 
 class Standing(NamedTuple):
-    """What a unit counted now is recorded as: its window, its token, its flags."""
+    """What a unit counted now is recorded as: its window, its token, its flags.
+
+    `connection` numbers the connection to the ledger that it was stated through. Behind another one there may be
+    another ledger, which does not know the cell: every cell comes to an edge there.
+    """
 
     window: int
     token: str
     flags: tuple[str, ...]
     provisional: bool
+    connection: int
 
 
 class Word(NamedTuple):
@@ -68,36 +75,37 @@ class CellFile:
     A slot that is handed out again keeps its count: the next cell in it starts from there.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str) -> None:
         self.name = ids.make("cells", os.urandom(16))
-        self.path = directory / self.name
+        self._hidden = os.path.join(directory, f".{self.name}")
+        self.path = os.path.join(directory, self.name)
         try:
             try:
                 self._make()
             except (BlockingIOError, FileNotFoundError):
                 self._make()  # `folding.sweep` took it for one whose owner is gone, before it was locked
         except OSError as fault:
-            raise DeviceError("directory_unusable", f"cells: {fault.strerror}") from None
+            raise LedgerError("ledger_unwritable", f"cells: {fault.strerror}") from None
         self.words = memoryview(self._map).cast("Q")
         self.halves = memoryview(self._map).cast("I")
         self._unused = iter(range(limits.CELL_SLOTS))
         self._free: deque[int] = deque()
         self._flushed = b""
+        self._name_is_durable = False
 
     def _make(self) -> None:
         """Make it under a hidden name, locked and at its full size before it can be seen under its own."""
-        hidden = self.path.with_name(f".{self.name}")
-        self._handle = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._handle = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._handle, 0, FILE_BYTES)
             # A map keeps the file that it was made from open: it must not be the one that holds the lock.
-            with hidden.open("r+b") as unlocked:
+            with open(self._hidden, "r+b") as unlocked:
                 self._map = mmap.mmap(unlocked.fileno(), FILE_BYTES)
-            hidden.rename(self.path)
+            os.rename(self._hidden, self.path)
         except BaseException:
             os.close(self._handle)
-            hidden.unlink(missing_ok=True)
+            remove_file(self._hidden)
             raise
 
     def take_slot(self) -> int:
@@ -152,9 +160,9 @@ class CellFile:
         if counts == self._flushed:
             return False
         try:
-            self._map.flush()
+            self._flush(0, FILE_BYTES)
         except OSError as fault:
-            raise DeviceError("directory_unusable", f"cells: {fault.strerror}") from None
+            raise LedgerError("ledger_unwritable", f"cells: {fault.strerror}") from None
         self._flushed = counts
         return True
 
@@ -162,17 +170,28 @@ class CellFile:
         """Write one cell to disk."""
         page = slot * limits.CELL_SLOT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
         try:
-            self._map.flush(page, min(mmap.PAGESIZE, FILE_BYTES - page))
+            self._flush(page, min(mmap.PAGESIZE, FILE_BYTES - page))
         except OSError as fault:
             raise LedgerError("ledger_unwritable", f"cells: {fault.strerror}") from None
+
+    def _flush(self, start: int, size: int) -> None:
+        """Write a part of the file to disk, and the first time its name: without it the counts are not found."""
+        self._map.flush(start, size)
+        if not self._name_is_durable:
+            sync_directory(os.path.dirname(self.path))
+            self._name_is_durable = True
 
     def disown(self) -> None:
         """After fork(), in the child: close the inherited lock, so that it ends with the parent."""
         os.close(self._handle)
 
     def remove(self) -> None:
-        """Unlink the file and free its lock; the mapping lives on for threads that still hold it."""
-        self.path.unlink(missing_ok=True)
+        """Unlink the file and free its lock; the mapping lives on for threads that still hold it.
+
+        Where it cannot be unlinked, the next one to open the device sweeps it.
+        """
+        with suppress(OSError):
+            remove_file(self.path)
         os.close(self._handle)
 
 
@@ -234,9 +253,16 @@ class Cell:
 class ForeignCells:
     """The cell file of another process, or of one that is gone: to be read, never written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._handle = os.open(
+                path, os.O_RDWR | os.O_CLOEXEC
+            )  # some file systems lock only what one may write
+        except OSError as fault:
+            if fault.errno != errno.EROFS:
+                raise
+            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def owner_is_gone(self) -> bool:
         """Try to take the lock: it is free only when the owner is gone, and then it stays taken here."""

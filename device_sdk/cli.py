@@ -16,6 +16,7 @@ from device_sdk.device import Device
 from device_sdk.inbox import Outcome
 from device_sdk.standings import Status
 from meterkit import terminal
+from meterkit.errors import CODES
 from meterkit.keys import Trust
 
 
@@ -124,6 +125,8 @@ def _status_lines(found: Status) -> list[str]:
         f"next sync      {_instant(found.next_sync_at)}",
         f"not receipted  {found.unreceipted_records} records",
     ]
+    if found.ledger_code:
+        lines.append(f"ledger         [{found.ledger_code}] {CODES[found.ledger_code].sentence}")
     for model in found.models:
         left = "no limit" if model.limit_units is None else f"{model.left_units} of {model.limit_units} left"
         why = f" [{model.code}]" if model.code else ""

@@ -6,25 +6,29 @@ without coming here (DESIGN §5, "Counting").
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import contextmanager, suppress
 
-from device_sdk import folding, granting, timekeeper
-from device_sdk.cells import Cell, CellFile
+from device_sdk import deciding, folding, granting, timekeeper
+from device_sdk.cells import Cell
 from device_sdk.folding import Folded
 from device_sdk.holder import Holder
 from device_sdk.keeper import Keeper
 from device_sdk.leases import Lease
-from device_sdk.ledger_store import LedgerStore, Transaction
+from device_sdk.ledger_store import LedgerStore
+from device_sdk.ledger_transaction import Transaction
 from device_sdk.meters import MeterCount
 from device_sdk.own_cells import OwnCells
 from device_sdk.readings import Clocks
 from meterkit.clocks import NS, Instant
 from meterkit.errors import DeviceError, LedgerError, MeterkitError
 from meterkit.licenses import Meter
+from meterkit.tuples import NamedTuple
 
 _RETRY_NS = NS
+
+
+class _OverdueError(Exception):
+    """While a call waited for the ledger, the lease that it had taken units from came to its end."""
 
 
 class Admitted(NamedTuple):
@@ -38,11 +42,12 @@ class Admitted(NamedTuple):
 class Counter:
     """All meters of one device in this process. Its methods may be called from any thread.
 
+    `suspect` says that a transaction found the ledger damaged: it is to be judged before it is handed over.
     `lock` is held over commits; a call waits for it at an edge, or where its lease is used up and nothing was
     fetched ahead.
     """
 
-    def __init__(self, *, store: LedgerStore, holder: Holder, clocks: Clocks, cells_directory: Path) -> None:
+    def __init__(self, *, store: LedgerStore, holder: Holder, clocks: Clocks, cells_directory: str) -> None:
         self.store = store
         self.holder = holder
         self.clocks = clocks
@@ -52,14 +57,16 @@ class Counter:
     def _begin(self) -> None:
         """Start with nothing leased and no cells: at open, and in a child after fork()."""
         self.lock = threading.RLock()
-        self.closed = False
+        self.closed = self.suspect = False
         self.commit_ns = 0
         self.committed_ns = 0
         self.flushed_ns = 0
+        self.pruned_ns = 0
         self.own = OwnCells(self.cells_directory)
         self._meters: dict[Meter, MeterCount] = {}
-        self._connections = -1
-        self._keeper = Keeper(self)
+        self._connections, self._epoch = -1, ""
+        self._stamp = self.holder.vault.stamp()
+        self.keeper = Keeper(self)
 
     def after_fork(self) -> None:
         """In the child: leave the parent its cells, locks and connection, and start anew."""
@@ -103,6 +110,7 @@ class Counter:
             return self._admit(count, cell, units)
 
     def _admit(self, count: MeterCount, cell: Cell | None, units: int) -> Admitted:
+        cell = cell or self.own.ready.pop((count.meter, count.digest), None)
         if cell is not None:
             cell.start(units)
         now_ns = self.clocks.boot_ns()
@@ -116,6 +124,9 @@ class Counter:
         unused = 0 if taken else count.end_lease()
         try:
             return self._renew(count, cell, units, kept=taken)
+        except _OverdueError:
+            count.give_back(units)
+            return self._admit(count, cell, units)
         except MeterkitError as fault:
             self.own.unprepare()
             if taken:
@@ -133,7 +144,8 @@ class Counter:
             return
         if units < count.denied_units and count.denied.code == "limit_reached":
             return
-        if self.clocks.boot_ns() < count.denied_until_ns and not self.holder.refresh():
+        still_ns = count.denied_until_ns - self.clocks.boot_ns()
+        if 0 < still_ns <= _RETRY_NS and not self.holder.refresh():
             raise type(count.denied)(count.denied.code, count.denied.detail)
         count.denied = None
 
@@ -149,7 +161,15 @@ class Counter:
 
     def _renew(self, count: MeterCount, cell: Cell | None, units: int, *, kept: Lease | None) -> Admitted:
         """Fold, decide, lease and set up the thread's cell in one durable transaction."""
-        with self._write_for(count, taken=units if kept else 0) as (tx, now):
+        with self.write_for(count, taken=units if kept else 0) as (tx, observed):
+            if kept is not None and observed.boot_ns >= kept.deadline_ns:
+                raise _OverdueError
+            if kept and count.lease is None:  # another ledger is in place, which did not give it
+                count.give_back(units)
+                kept = None
+            now = observed if kept else self._finish_installing(tx, observed)
+            if cell is None:
+                folding.fold_left_behind(tx, self.cells_directory, now, self._folded)
             lease = kept or granting.grant(
                 tx,
                 self.holder,
@@ -158,6 +178,7 @@ class Counter:
                 units=units,
                 now=now,
                 commit_ns=self.commit_ns,
+                connection=self.store.connections,
                 folded=self._folded,
             )
             if isinstance(lease, Lease):
@@ -173,28 +194,34 @@ class Counter:
             raise RuntimeError("a lease without a cell")
         elif cell.standing != lease.standing:
             cell.restate(lease.standing)
-        self._keeper.start()
+        self.keeper.start()
         return _admitted(cell, lease, units)
 
-    # -- between calls: what the keeper does
+    def _finish_installing(self, tx: Transaction, now: Instant) -> Instant:
+        """Install a token that is stored and that no record names: whoever began it was killed, or the power
+        went. As there, what was admitted under the token before is recorded before it.
+        """
+        token = deciding.unnamed(tx, self.holder)
+        if token is None:
+            return now
+        folding.fold_all(tx, self.cells_directory, now, self._folded)
+        deciding.install(tx, token, self.clocks, now)
+        return timekeeper.observe(tx, self.clocks)
 
-    def extend_lease(self, count: MeterCount) -> None:
-        """Fetch units ahead of need, so that no call waits for a commit."""
+    def lease_first(self, meter: Meter, digest: str) -> None:
+        """Lease for a call that is expected, and have a cell ready for it. What stands in the way is for the call
+        to find.
+        """
         with self.lock:
-            if self.closed or count.exact or count.lease is None or count.denied is not None:
+            count = self.meter(meter)
+            if self.closed or count.exact or count.lease is not None:
                 return
-            with self._write_for(count, taken=0) as (tx, now):
-                units = granting.extend(tx, self.holder, self.own, count, now=now, commit_ns=self.commit_ns)
-            count.add_ahead(units)
-
-    def return_lease(self, count: MeterCount) -> None:
-        """Give unused units back to the ledger: nobody seems to need them here."""
-        with self.lock:
-            if self.closed or count.lease is None:
-                return
-            count.end_lease()
-            with self._write_for(count, taken=0):
-                pass
+            count.digest = digest
+            try:
+                self.own.ready[meter, digest] = self._renew(count, None, 0, kept=None).cell
+            except MeterkitError:
+                self.own.unprepare()
+                count.denied = None
 
     def flush(self) -> bool:
         """Write cells that changed to disk; tells whether there were any."""
@@ -208,15 +235,10 @@ class Counter:
         if file is not None:
             file.flush_slot(cell.slot)
 
-    def keep_time(self) -> None:
-        """Write down what time has certainly passed."""
-        with self.transaction() as tx:
-            timekeeper.observe(tx, self.clocks)
-
     # -- transactions
 
     @contextmanager
-    def _write_for(self, count: MeterCount, *, taken: int) -> Iterator[tuple[Transaction, Instant]]:
+    def write_for(self, count: MeterCount, *, taken: int) -> Iterator[tuple[Transaction, Instant]]:
         """A transaction that puts the ledger's row of a meter's lease right, and remembers if it is unsure."""
         file, _ = self.own.place()
         returned = count.returned
@@ -246,31 +268,55 @@ class Counter:
                 for each in retired:
                     self.own.finish(tx, each, now)
                 yield tx
-        except BaseException:
+        except BaseException as fault:
             self.own.put_back(retired)
+            self.suspect = self.suspect or getattr(fault, "code", "") == "ledger_damaged"
             raise
         self._folded.unlink()
         self.own.free(retired)
 
     def _check_epoch(self, tx: Transaction) -> None:
-        """Nothing is written to a ledger that has no genesis: the file was deleted under this process."""
-        if self.store.connections != self._connections and not tx.epoch():
+        """Nothing is written to a ledger that has no genesis: the file was deleted under this process. Nor is a
+        lease used on that another ledger gave: this one may not know the cells that count it.
+        """
+        if self.store.connections == self._connections:
+            return
+        epoch = tx.epoch()
+        if not epoch:
             raise LedgerError("ledger_damaged", "it holds no record")
-        self._connections = self.store.connections
+        if epoch != self._epoch:
+            self.end_leases()
+        self._connections, self._epoch = self.store.connections, epoch
 
     @contextmanager
     def fold_everything(self) -> Iterator[tuple[Transaction, Instant, Folded]]:
         """A write transaction that begins by folding every cell of every process on this device."""
         with self.lock, self._write() as tx:
             now = timekeeper.observe(tx, self.clocks)
+            self.forget(tx)
             folding.fold_all(tx, self.cells_directory, now, self._folded)
-            yield tx, now, self._folded
+            yield tx, self._finish_installing(tx, now), self._folded
+
+    @contextmanager
+    def fold_copy(self) -> Iterator[tuple[Transaction, Instant]]:
+        """The same on a copy in memory, for a ledger that cannot be written: nothing of it is stored or freed."""
+        with self.lock, self.store.copy() as tx:
+            now = timekeeper.observe(tx, self.clocks)
+            folding.fold_all(tx, self.cells_directory, now, Folded())
+            yield tx, now
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """A write transaction that may wait for other threads' and processes' ones."""
         with self.lock, self._write() as tx:
             yield tx
+
+    def forget(self, tx: Transaction) -> bool:
+        """Drop some records that the server has acknowledged long ago; tells whether there may be more."""
+        from device_sdk import pruning  # noqa: PLC0415 - not on the way to an answer
+
+        genuine = self.holder.genuine
+        return pruning.prune(tx, genuine.token.anchor if genuine else None)
 
     # -- edges and the end
 
@@ -283,15 +329,23 @@ class Counter:
     def end_leases(self) -> None:
         """Make every thread look again at its next call: something was installed, or the time was mended."""
         with self.lock:
+            self._stamp = self.holder.vault.stamp()
             for count in self._meters.values():
                 count.end_lease()
                 count.denied = None
+
+    def end_stale_leases(self) -> None:
+        """End them if another process has installed something since: also where one meter's call, or a status, has
+        seen it already, and the other meters have not.
+        """
+        if self.holder.vault.stamp() != self._stamp:
+            self.end_leases()
 
     def close(self) -> None:
         """Fold what this process counted and return what it leased. Where a call is still in flight, the cell
         file stays, and stays locked: the call will be counted, and whoever comes next folds it.
         """
-        self._keeper.stop()
+        self.keeper.stop()
         with self.lock:
             if self.closed:
                 return
@@ -299,25 +353,21 @@ class Counter:
             self.end_leases()
             file, self.own.file = self.own.file, None
             if file is None:
+                self._note_time()
                 return
             try:
-                in_flight = self._close_file(file)
+                with self.store.write() as tx:
+                    in_flight = self.own.close(tx, file, self._meters, timekeeper.observe(tx, self.clocks))
             except MeterkitError:
                 return
             if not in_flight:
                 file.remove()
 
-    def _close_file(self, file: CellFile) -> bool:
-        with self.store.write() as tx:
-            now = timekeeper.observe(tx, self.clocks)
-            folded = Folded()
-            folding.fold_file(tx, self.cells_directory, file.name, now, folded)
-            if folded.in_flight:
-                for meter in self._meters:
-                    folding.set_lease(tx, file.name, meter, folding.unfolded(tx, file, meter), now.boot)
-            else:
-                folding.forget_file(tx, file.name)
-        return folded.in_flight
+    def _note_time(self) -> None:
+        """Store how much time has passed: a process that counted nothing has not, and the power may go now."""
+        with suppress(MeterkitError), self._write() as tx:
+            tx.only_looking = True
+            timekeeper.observe(tx, self.clocks)
 
 
 def _admitted(cell: Cell, lease: Lease, units: int) -> Admitted:

@@ -1,9 +1,11 @@
 """Asking the core whether a call may run, with what this ledger and this moment say."""
 
-from device_sdk import folding
+from device_sdk import folding, timekeeper
 from device_sdk.cells import Standing
+from device_sdk.holder import Holder
 from device_sdk.leases import Lease
-from device_sdk.ledger_store import SEQ_END, Transaction
+from device_sdk.ledger_transaction import SEQ_END, Transaction
+from device_sdk.readings import Clocks
 from meterkit import entitlements, limits, usage
 from meterkit.clocks import Instant
 from meterkit.entitlements import Allowed, Decision, Denied, Used
@@ -15,34 +17,53 @@ from meterkit.tokens import Token
 _NEVER_NS = 2**62
 
 
-def name_token(tx: Transaction, token: Token, now: Instant) -> None:
-    """Make the ledger say which token counts from here on, unless it does already.
+def unnamed(tx: Transaction, holder: Holder) -> Token | None:
+    """The token in force, if it is newer than the one that the ledger names: its installation is not complete."""
+    holder.refresh()
+    named = tx.token_before(SEQ_END)
+    if holder.genuine is None or (named is not None and named.serial >= holder.genuine.token.serial):
+        return None
+    return holder.genuine.token
+
+
+def install(tx: Transaction, token: Token, system: Clocks, now: Instant) -> None:
+    """Make the ledger say that a token, which is stored, counts from here on, unless it does already; and take
+    what it says of the time. What was counted before must be folded.
 
     Raises:
-        TrustError: `serial_rollback` where it names one that is no older: somebody put an old token file back.
+        TrustError: `serial_rollback` where the ledger names one that is no older.
     """
     named = tx.token_before(SEQ_END)
-    if named is not None and named.jti == token.jti:
-        return
     check_serial(named, token)
-    members = usage.token_installed(
-        jti=token.jti,
-        serial=token.serial,
-        iat=token.iat,
-        license_id=token.license_id,
-        anchor=token.anchor,
-    )
-    tx.append(members, time=now.effective_s, boot=now.boot)
+    if named is None or named.jti != token.jti:
+        members = usage.token_installed(
+            jti=token.jti,
+            serial=token.serial,
+            iat=token.iat,
+            license_id=token.license_id,
+            anchor=token.anchor,
+        )
+        tx.append(members, time=now.effective_s, boot=now.boot)
+    if token.time_floor is not None:
+        timekeeper.mend(tx, system, token.time_floor, serial=token.serial)
+    timekeeper.raise_signed(tx, system, token.iat)
 
 
 def check_serial(named: TokenRef | None, token: Token) -> None:
-    """Return if a token may follow, or is, the one that the ledger names last."""
+    """Return if a token may follow, or is, the one that the ledger names last; else somebody put an old token
+    file back.
+    """
     if named is not None and named.jti != token.jti and token.serial <= named.serial:
         raise TrustError("serial_rollback", f"serial {token.serial} after {named.serial}")
 
 
 def used_units(tx: Transaction, token: Token, meter: Meter) -> Used:
-    """What counts against a token's limit: recorded after its anchor, or leased by any process."""
+    """What counts against a token's limit: recorded after its anchor, or leased by any process. Where the token
+    has none, nothing does, and nothing is added up.
+    """
+    terms = token.terms(meter[0])
+    if terms is None or terms.limit is None:
+        return Used(units=0)
     anchored = token.anchor.epoch == tx.epoch() and tx.hash_at(token.anchor.seq) == token.anchor.head
     recorded = tx.used_after(token.anchor.seq, meter) if anchored else 0
     return Used(units=recorded + folding.leased_in_all(tx, meter), anchored=anchored)

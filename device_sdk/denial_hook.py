@@ -12,11 +12,18 @@ class _Unraised:
     a finalizer raises goes there.
     """
 
-    def __init__(self, fault: Exception) -> None:
+    def __init__(self, fault: BaseException) -> None:
         self._fault = fault
 
     def __del__(self) -> None:
         raise self._fault
+
+
+def report(fault: BaseException) -> None:
+    """Tell of an exception that must not be raised here; `sys.unraisablehook` prints it unless the program says
+    otherwise.
+    """
+    _Unraised(fault)
 
 
 def tell(hook: OnDenied | None, denial: DenialError) -> None:
@@ -29,4 +36,4 @@ def tell(hook: OnDenied | None, denial: DenialError) -> None:
     try:
         hook(denial)
     except Exception as fault:  # noqa: BLE001 - not swallowed: reported as the interpreter reports such
-        _Unraised(fault)
+        report(fault)

@@ -3,7 +3,6 @@
 import os
 import threading
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from device_sdk import epochs, folding
@@ -13,11 +12,12 @@ from device_sdk.ledger_store import LedgerStore
 from device_sdk.readings import Clocks, check_platform
 from device_sdk.vault import DeviceKeys, Vault
 from meterkit import shapes
-from meterkit.errors import LedgerError
+from meterkit.errors import DeviceError, LedgerError
 from meterkit.keys import Trust
 from meterkit.tokens import Token
 
 if TYPE_CHECKING:  # the names only: what they name is imported by the first method that exchanges
+    from device_sdk.background import BackgroundSync, OnSync
     from device_sdk.exchanging import Exchanging
     from device_sdk.inbox import Outcome
     from device_sdk.standings import Status
@@ -43,10 +43,11 @@ class Device:
         self.holder = holder
         self.product = product
         self._clocks = clocks
-        self._store = LedgerStore(vault.ledger)
+        self._store = LedgerStore(vault.ledger, queue=vault.cells)
         self._open_ledger()
         self.counter = Counter(store=self._store, holder=holder, clocks=clocks, cells_directory=vault.cells)
         self._forked: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+        self._background: BackgroundSync | None = None
         _OPEN.add(self)
 
     @classmethod
@@ -59,11 +60,11 @@ class Device:
 
         Raises:
             DeviceError: `platform_unsupported`, `directory_unusable`, `product_wrong`, `device_key_bad`.
-            LedgerError: `ledger_unwritable`, `ledger_newer`.
+            LedgerError: `ledger_newer`; `ledger_unwritable` where there is no ledger yet that could be read.
         """
         check_platform()
         shapes.NAME(product, "product")
-        vault = Vault(Path(directory))
+        vault = Vault(os.fspath(directory))
         vault.identity(issuer=trust.issuer, product=product)
         keys = vault.keys()
         holder = Holder(vault, trust=trust, product=product, keys=keys)
@@ -75,7 +76,19 @@ class Device:
         return self.keys.device
 
     def _open_ledger(self) -> None:
-        """Begin the first epoch, or judge the ledger found; one that cannot go on is set aside."""
+        """Begin the first epoch, or judge the ledger found; one that cannot go on is set aside.
+
+        One that cannot be written can still tell, and be handed over; it may be writable again by the first call.
+        """
+        try:
+            self._judge_ledger()
+        except LedgerError as fault:
+            if fault.code != "ledger_damaged":
+                raise
+            known = self.holder.signed_positions()
+            epochs.set_aside(self.vault, self._clocks, self.id, known, signed_s=self.holder.signed_s())
+
+    def _judge_ledger(self) -> None:
         known = self.holder.signed_positions()
         try:
             with self._store.write() as tx:
@@ -84,10 +97,10 @@ class Device:
                 epochs.check(tx, known)
                 folding.sweep(tx, self.vault.cells)
         except LedgerError as fault:
-            if fault.code != "ledger_damaged":
+            if fault.code != "ledger_unwritable":
                 raise
-            known = self.holder.signed_positions()
-            epochs.set_aside(self.vault, self._clocks, self.id, known, signed_s=self.holder.signed_s())
+            with self._store.copy() as tx:
+                epochs.check(tx, known)
 
     def token(self) -> Token:
         """The token in force; raises `not_activated`, or why the stored one does not hold."""
@@ -101,7 +114,8 @@ class Device:
     # -- activating
 
     @property
-    def _exchanging(self) -> "Exchanging":
+    def exchanging(self) -> "Exchanging":
+        """What the methods below do."""
         from device_sdk.exchanging import Exchanging  # noqa: PLC0415 - not on the way to an answer
 
         return Exchanging(
@@ -113,7 +127,7 @@ class Device:
 
         The code's secret proves itself and is not in it.
         """
-        return self._exchanging.request_activation(code)
+        return self.exchanging.request_activation(code)
 
     def activate(self, code: str, server: "str | Transport") -> "Outcome | None":
         """Get this device's token for an activation code, from a server's URL or another transport.
@@ -125,20 +139,21 @@ class Device:
             TransportError: the server cannot be reached; nothing has changed.
             MeterkitError: the server's refusal, or why its token was not taken.
         """
-        return self._exchanging.activate(code, server)
+        return self.exchanging.activate(code, server)
 
     # -- exchanging
 
     def make_batches(self) -> list[str]:
         """Fold everything, and sign what the server has not receipted yet.
 
-        A ledger that is found damaged is set aside first: no two records are ever signed with one seq.
+        A ledger that is found damaged is set aside first: no two records are ever signed with one seq. Of one that
+        cannot be written, what is recorded already is signed, as far as it holds.
         """
-        return self._exchanging.make_batches()
+        return self.exchanging.make_batches()
 
     def take_reply(self, reply: bytes) -> "Outcome":
         """Take a reply, part by part: one refused undoes no other. What a part came to is in the outcome."""
-        return self._exchanging.take_reply(reply)
+        return self.exchanging.take_reply(reply)
 
     def sync(self, server: "str | Transport | None" = None) -> "list[Outcome]":
         """Hand over what was used and take what comes back, over HTTP or another transport.
@@ -150,15 +165,48 @@ class Device:
             TransportError: `server_unreachable`, `server_busy`, `answer_refused`; nothing was lost.
             MeterkitError: the server's refusal.
         """
-        return self._exchanging.sync(server)
+        return self.exchanging.sync(server)
+
+    def sync_in_background(
+        self,
+        *,
+        interval_s: int | None = None,
+        server: "str | Transport | None" = None,
+        on_sync: "OnSync | None" = None,
+    ) -> "BackgroundSync":
+        """Sync now and then from now on, on a thread of its own, until `stop()` of what this gives, or `close`.
+
+        Each exchange advises when to come again; no later, though, than a new token is due. With `interval_s`,
+        seconds of time that passes whatever the clock is set to, it is that often at least. The first sync comes
+        somewhere within `interval_s`, or five minutes where it is overdue: call `sync` for one now. A server that
+        is away or refuses is asked again later and later, but once an hour at least; one that is busy, after what
+        it asks for.
+
+        No failure is raised in the program: what each sync came to is `.last` of what this gives, and `on_sync` is
+        told of it, on that thread. Called again, it replaces the one before. A process made by fork() has none:
+        call it there. The device is freed as without it; what `on_sync` refers to is kept.
+
+        Raises:
+            DeviceError: `device_closed`.
+        """
+        from device_sdk.background import BackgroundSync  # noqa: PLC0415 - not on the way to an answer
+
+        if self.counter.closed:
+            raise DeviceError("device_closed")
+        made = BackgroundSync(self, server=server, interval_s=interval_s, on_sync=on_sync)
+        before, self._background = self._background, made
+        if before is not None:
+            before.stop()
+        made.start()
+        return made
 
     def export_batch(self, path: str | os.PathLike[str]) -> int:
         """Write what there is to hand over into one `.mkbatch` file; gives the number of batches in it."""
-        return self._exchanging.export_batch(Path(path))
+        return self.exchanging.export_batch(path)
 
     def export_activation(self, code: str, path: str | os.PathLike[str]) -> None:
         """Write an activation request into one file, to be carried to the server."""
-        self._exchanging.export_activation(code, Path(path))
+        self.exchanging.export_activation(code, path)
 
     def import_reply(self, path: str | os.PathLike[str]) -> "Outcome":
         """Take a reply that was brought as a `.mkreply` file.
@@ -167,16 +215,20 @@ class Device:
             InputError: it is no reply; nothing was changed.
             MeterkitError: the server's refusal, where the file holds one.
         """
-        return self._exchanging.import_reply(Path(path))
+        return self.exchanging.import_reply(path)
 
     # -- telling
 
     def status(self) -> "Status":
         """What users ask most: works offline until when, how many units are left, when to sync, why it stops.
 
-        It records what was counted, and uses up nothing.
+        It records what was counted, and uses up nothing. Where the ledger cannot be written it says so, and judges
+        from what is stored and what live cells have counted since, without recording it.
+
+        Raises:
+            LedgerError: the ledger cannot even be read.
         """
-        return self._exchanging.status()
+        return self.exchanging.status()
 
     def _after_fork(self) -> None:
         self.counter.after_fork()
@@ -188,8 +240,11 @@ class Device:
 
         A process that ends without it loses nothing: the next one finds its cells.
         """
+        if self._background is not None:
+            self._background.stop()
         self.counter.close()
-        self._store.drop()
+        with self.counter.lock:  # a sync that is in flight may be at the ledger
+            self._store.drop()
 
     def __enter__(self) -> Self:
         return self

@@ -2,19 +2,22 @@
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from device_sdk import timekeeper
-from device_sdk.ledger_store import LedgerStore, Transaction
+from device_sdk import folding, timekeeper
+from device_sdk.files import remove_file, sync_directory
+from device_sdk.ledger_store import LedgerStore
+from device_sdk.ledger_transaction import Transaction
 from device_sdk.readings import Clocks
-from device_sdk.vault import Vault, sync_directory
+from device_sdk.vault import Vault
 from meterkit import ids, ledger, usage
 from meterkit.clocks import observe as judge
 from meterkit.errors import LedgerError, MeterkitError
 from meterkit.ledger import Chain, Entry
 from meterkit.positions import Position
+from meterkit.tuples import NamedTuple
 from meterkit.usage import record_shape
 
 
@@ -42,14 +45,15 @@ def start(
 
 
 def check(tx: Transaction, positions: list[Position]) -> None:
-    """Return if every position of this epoch is in the ledger and its last record is sound.
+    """Return if every position of this epoch is in the ledger, or pruned, and its last record is sound.
 
     Raises:
         LedgerError: `ledger_damaged`: going on would mean signing two records with one seq.
     """
     end = tx.position()
     for position in positions:
-        if position.epoch == end.epoch and tx.hash_at(position.seq) != position.head:
+        known = position.epoch == end.epoch and position.seq >= tx.cut()
+        if known and tx.hash_at(position.seq) != position.head:
             raise LedgerError("ledger_damaged", f"record {position.seq} is not the one that was signed")
     if end.seq == 0:
         raise LedgerError("ledger_damaged", "it holds no record")
@@ -90,9 +94,36 @@ def set_aside(vault: Vault, clocks: Clocks, device: str, known: list[Position], 
         else:  # nobody folds into the old ledger any more until the new one is in its place
             if _is_sound(tx, device, known):
                 return
-            good, end_seq = _good_end(tx, device)
-            found = _Found(good=good, end_seq=end_seq, token=_last_token(tx), live=_live_rows(tx))
+            found = _Found(live={}) if _is_foreign(tx, device) else _find(tx, device, known)
         _begin_anew(vault, clocks, device, found, known, signed_s=signed_s)
+
+
+def _find(tx: Transaction, device: str, known: list[Position]) -> _Found:
+    good, end_seq = _good_end(tx, device)
+    live = _live_rows(tx)
+    if _is_of_the_past(tx, known):
+        live = {"state": live.get("state", [])}
+    return _Found(good=good, end_seq=end_seq, token=_last_token(tx), live=live)
+
+
+def _is_of_the_past(tx: Transaction, known: list[Position]) -> bool:
+    """Whether the server has accepted more than is here. Before that was signed, every cell was folded: what the
+    cells and leases of this ledger would still prove has been recorded, and billed, already.
+    """
+    try:
+        end = tx.position()
+    except LedgerError:
+        return False
+    return any(at.epoch == end.epoch and at.seq > end.seq for at in known)
+
+
+def _is_foreign(tx: Transaction, device: str) -> bool:
+    """Whether it is another device's: its tokens, cells and leases are nothing to this one."""
+    try:
+        genesis = json.loads(next(tx.bodies(1)))
+        return bool(genesis["device"] != device)
+    except (LedgerError, StopIteration, ValueError, TypeError, KeyError):
+        return False
 
 
 def _begin_anew(
@@ -101,7 +132,7 @@ def _begin_anew(
     good = found.good
     known = [at for at in known if good is None or at.epoch == good.epoch]
     lost = (good.seq + 1, found.end_seq) if good is not None and found.end_seq > good.seq else None
-    fresh = vault.directory / ".ledger-next.sqlite"
+    fresh = os.path.join(vault.directory, ".ledger-next.sqlite")
     try:
         _unlink_ledger(fresh)
         store = LedgerStore(fresh)
@@ -116,7 +147,8 @@ def _begin_anew(
             timekeeper.carry_over(tx, entry.seq)
         store.drop()
         _keep(vault, f"ledger-{good.epoch if good else os.urandom(16).hex()}.sqlite")
-        fresh.replace(vault.ledger)
+        sync_directory(vault.directory)  # or a power loss might leave the old ledger with neither name
+        os.replace(fresh, vault.ledger)
         _unlink_ledger(fresh)
         sync_directory(vault.directory)
     except OSError as fault:
@@ -125,23 +157,23 @@ def _begin_anew(
 
 def _keep(vault: Vault, name: str) -> None:
     """Give the old ledger its second name. A journal with something in it belongs to it, and goes with it."""
-    old, kept = vault.ledger, vault.directory / name
-    if kept.exists() and not (old.exists() and kept.samefile(old)):
-        kept = kept.with_stem(f"{kept.stem}-{os.urandom(4).hex()}")
+    old, kept = vault.ledger, os.path.join(vault.directory, name)
+    if os.path.exists(kept) and not (os.path.exists(old) and os.path.samefile(kept, old)):
+        kept = f"{kept.removesuffix('.sqlite')}-{os.urandom(4).hex()}.sqlite"
     journal = _journal(old)
-    if journal.exists() and journal.stat().st_size:
-        journal.replace(_journal(kept))
-    if old.exists() and not kept.exists():
+    if os.path.exists(journal) and os.path.getsize(journal):
+        os.replace(journal, _journal(kept))
+    if os.path.exists(old) and not os.path.exists(kept):
         os.link(old, kept)
 
 
-def _journal(ledger_path: Path) -> Path:
-    return ledger_path.with_name(f"{ledger_path.name}-journal")
+def _journal(ledger_path: str) -> str:
+    return f"{ledger_path}-journal"
 
 
-def _unlink_ledger(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _journal(path).unlink(missing_ok=True)
+def _unlink_ledger(path: str) -> None:
+    for each in (path, _journal(path)):
+        remove_file(each)
 
 
 _LIVE = {
@@ -156,11 +188,18 @@ _READ = {
 }
 
 
+_HOLDS: dict[str, Callable[[tuple[Any, ...]], bool]] = {
+    "cells": folding.is_cell,
+    "leases": folding.is_lease,
+    "state": lambda row: tuple(map(type, row)) == (str, str),
+}
+
+
 def _live_rows(tx: Transaction) -> dict[str, list[tuple[object, ...]]]:
     live: dict[str, list[tuple[object, ...]]] = {}
     for table, sql in _READ.items():
         with suppress(LedgerError):
-            live[table] = tx.rows(sql)
+            live[table] = list(filter(_HOLDS[table], tx.rows(sql)))
     try:
         timekeeper.load(tx)
     except LedgerError:
@@ -189,15 +228,23 @@ def _restore_rows(tx: Transaction, live: dict[str, list[tuple[object, ...]]]) ->
 
 
 def _is_sound(tx: Transaction, device: str, known: list[Position]) -> bool:
+    """Whether a ledger can go on: all of it holds, and each kind of row can be written."""
     try:
         check(tx, known)
-        after, _, fault = ledger.good_prefix(tx.chain_before(1, device), tx.bodies(1))
+        first = tx.cut() + 1
+        after, _, fault = ledger.good_prefix(tx.chain_before(first, device), tx.bodies(first))
         whole = fault is None and after.position == tx.position()
-        structure = tx.rows("PRAGMA quick_check(1)")
+        structure = tx.rows("PRAGMA integrity_check(1)")
+        rows = all(_HOLDS[table](row) for table, sql in _READ.items() for row in tx.rows(sql))
         timekeeper.load(tx)
-    except LedgerError:
+        with tx.trial():
+            tx.append(usage.recovery("ledger_set_aside"), time=0, boot="0" * 36)
+            folding.try_rows(tx)
+    except LedgerError as fault:
+        if fault.code == "ledger_unwritable":
+            raise
         return False
-    return whole and structure == [("ok",)] and tx.has_schema()
+    return whole and rows and structure == [("ok",)] and tx.has_schema()
 
 
 def good_part(tx: Transaction, chain: Chain) -> list[Entry]:
@@ -217,13 +264,13 @@ def good_part(tx: Transaction, chain: Chain) -> list[Entry]:
 def _good_end(tx: Transaction, device: str) -> tuple[Position | None, int]:
     """How far a damaged ledger still holds, and where it ended."""
     try:
-        chain = tx.chain_before(1, device)
+        chain = tx.chain_before(tx.cut() + 1, device)
         entries = good_part(tx, chain)
     except LedgerError:
         return None, 0
-    if not entries:
+    good = ledger.after(chain.position, entries[-1]) if entries else chain.position
+    if good.seq == 0:
         return None, 0
-    good = ledger.after(chain.position, entries[-1])
     try:
         return good, tx.position().seq
     except LedgerError:
@@ -247,4 +294,5 @@ def finish(vault: Vault, device: str, position: Position) -> None:
         if good is None or good.epoch != position.epoch:
             continue
         if good == position or good.seq < position.seq:
-            path.rename(path.with_name(f"receipted-{path.stem.removeprefix('ledger-')}.sqlite"))
+            name = os.path.basename(path).removeprefix("ledger-")
+            os.rename(path, os.path.join(vault.directory, f"receipted-{name}"))

@@ -4,18 +4,23 @@ Loaded when a device does one of these for the first time: nothing of it is on t
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from device_sdk import epochs, outbox, requests, standings, timekeeper, transport
+from device_sdk import epochs, outbox, pruning, requests, standings, timekeeper, transport
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
 from device_sdk.inbox import Inbox, Outcome
+from device_sdk.ledger_faults import in_our_words
+from device_sdk.ledger_transaction import Transaction
 from device_sdk.outbox import Sender
 from device_sdk.schedule import Schedule
 from device_sdk.standings import Status
 from device_sdk.transport import FileTransport, HttpTransport, Transport
 from device_sdk.vault import DeviceKeys, Vault
-from meterkit.errors import LedgerError, TransportError
+from meterkit import signing
+from meterkit.clocks import NS, Instant
+from meterkit.errors import LedgerError, MeterkitError, TransportError
 from meterkit.exchange import Has
 
 
@@ -31,7 +36,7 @@ class Exchanging:
         self._holder = holder
         self._counter = counter
         self._inbox = Inbox(holder=holder, counter=counter, vault=vault)
-        self._schedule = Schedule(vault, counter.clocks)
+        self.schedule = Schedule(vault, counter.clocks)
 
     def request_activation(self, code: str) -> str:
         """Make the signed request for a token."""
@@ -58,13 +63,25 @@ class Exchanging:
         outcome = self.take_reply(reply)
         outcome.check("token")
         if isinstance(server, str):
-            self._schedule.remember(server=server)
+            with self._counter.lock:
+                self.schedule.remember(server=server)
         return outcome
 
     def make_batches(self) -> list[str]:
         """Fold everything, and sign what is not receipted; a damaged ledger is set aside first."""
+        with in_our_words():
+            signing.load()  # before anything is locked: calls would wait for it
         try:
-            return self._make_batches()
+            return self._make_batches_or_set_aside()
+        except LedgerError as fault:
+            if fault.code != "ledger_unwritable":
+                raise
+        return self._batches_as_stored()
+
+    def _make_batches_or_set_aside(self) -> list[str]:
+        try:
+            if not self._counter.suspect:
+                return self._make_batches()
         except LedgerError as fault:
             if fault.code != "ledger_damaged":
                 raise
@@ -72,6 +89,7 @@ class Exchanging:
             self._counter.end_leases()
             known, signed_s = self._holder.signed_positions(), self._holder.signed_s()
             epochs.set_aside(self._vault, self._counter.clocks, self._keys.device, known, signed_s=signed_s)
+            self._counter.suspect = False
         return self._make_batches()
 
     def _make_batches(self) -> list[str]:
@@ -79,35 +97,44 @@ class Exchanging:
         at = receipt.position if receipt else None
         with self._counter.fold_everything() as (tx, now, folded):
             epochs.check(tx, self._holder.signed_positions())
-            sender = Sender(
-                keys=self._keys,
-                product=self._product,
-                has=self._has(),
-                through=outbox.through(now, folded, timekeeper.certain_s(tx)),
-                made_at=now.effective_s,
-            )
-            current = outbox.make_batches(tx, sender, outbox.start_after(at, tx.epoch()))
+            through = outbox.through(now, folded, timekeeper.certain_s(tx))
+            sender = self._sender(pruning.receipt_at_cut(tx), through=through, made_at=now.effective_s)
+            current = outbox.make_batches(tx, sender, outbox.start_after(at, tx))
         return [*outbox.batches_set_aside(self._vault, sender, at), *current]
 
-    def _has(self) -> Has:
-        """What this device holds already, as a batch tells its server."""
+    def _batches_as_stored(self) -> list[str]:
+        """Sign what is recorded already in a ledger that cannot be written, and not receipted."""
+        receipt = self._holder.receipt()
+        at = receipt.position if receipt else None
+        made_at = max(self._holder.signed_s(), self._counter.clocks.wall_ns() // NS)
+        sender = self._sender(None, through=0, made_at=made_at)
+        return outbox.batches_as_stored(self._vault, sender, at)
+
+    def _sender(self, at_cut: str | None, *, through: int, made_at: int) -> Sender:
+        has = self._has(at_cut)
+        return Sender(keys=self._keys, product=self._product, has=has, through=through, made_at=made_at)
+
+    def _has(self, at_cut: str | None) -> Has:
+        """What this device holds already, as a batch tells its server: of receipts the newest that holds."""
         holder = self._holder
+        receipts = (holder.receipt_text(), at_cut)  # a damaged one must not stop the rest
         return Has(
             serial=holder.genuine.token.serial if holder.genuine else 0,
             keyring=holder.keyring.version if holder.keyring else 0,
             revocations=holder.revocations.version,
-            receipt=holder.receipt_text() if holder.receipt() else None,  # a damaged one must not stop the rest
+            receipt=next((text for text in receipts if holder.try_receipt(text)), None),
         )
 
     def take_reply(self, reply: bytes) -> Outcome:
         """Take a reply's parts, and plan the next sync."""
         outcome = self._inbox.take(reply)
-        self._schedule.next_after(outcome.next_sync_s, token=self._holder.genuine)
+        with self._counter.lock, suppress(MeterkitError):  # advice only: what was taken stands, and is to be told
+            self.schedule.next_after(outcome.next_sync_s, token=self._holder.genuine)
         return outcome
 
     def sync(self, server: str | Transport | None) -> list[Outcome]:
         """Hand over what was used, request by request, and take what comes back."""
-        chosen = server or self._schedule.server
+        chosen = server or self.schedule.server
         if chosen is None:
             raise TransportError("server_unreachable", "no server is known; name one")
         way = HttpTransport(chosen) if isinstance(chosen, str) else chosen
@@ -118,28 +145,47 @@ class Exchanging:
                 outcomes.append(self.take_reply(reply))
         return outcomes
 
-    def export_batch(self, path: Path) -> int:
+    def due_in_s(self, *, made_now: bool) -> int:
+        """Seconds until the next sync is due, 0 or less if it is overdue."""
+        with self._counter.transaction() as tx:
+            tx.only_looking = True
+            now = timekeeper.observe(tx, self._counter.clocks)
+            self._holder.refresh()
+        return self.schedule.due_in_s(now, self._holder.genuine, made_now=made_now)
+
+    def export_batch(self, path: str | os.PathLike[str]) -> int:
         """Write what there is to hand over into one file."""
         batches = self.make_batches()
-        FileTransport(path).deliver(transport.batches_message(batches))
+        FileTransport(Path(path)).deliver(transport.batches_message(batches))
         return len(batches)
 
-    def export_activation(self, code: str, path: Path) -> None:
+    def export_activation(self, code: str, path: str | os.PathLike[str]) -> None:
         """Write an activation request into one file."""
-        FileTransport(path).deliver(transport.activation_message(self.request_activation(code)))
+        FileTransport(Path(path)).deliver(transport.activation_message(self.request_activation(code)))
 
-    def import_reply(self, path: Path) -> Outcome:
+    def import_reply(self, path: str | os.PathLike[str]) -> Outcome:
         """Take a reply that was brought as a file."""
-        return self.take_reply(transport.read_reply_file(path))
+        return self.take_reply(transport.read_reply_file(Path(path)))
 
     def status(self) -> Status:
-        """Fold everything, and judge what this device may do."""
-        with self._counter.fold_everything() as (tx, now, _):
-            return standings.judge(
-                tx,
-                now,
-                holder=self._holder,
-                device=self._keys.device,
-                counter=self._counter,
-                next_sync_at=self._schedule.next_sync_at,
-            )
+        """Fold everything, and judge what this device may do; where that cannot be stored, on a copy."""
+        try:
+            with self._counter.fold_everything() as (tx, now, _):
+                return self._judge(tx, now)
+        except LedgerError as fault:
+            if fault.code != "ledger_unwritable":
+                raise
+            code = fault.code
+        with self._counter.fold_copy() as (tx, now):
+            return self._judge(tx, now, ledger_code=code)
+
+    def _judge(self, tx: Transaction, now: Instant, *, ledger_code: str | None = None) -> Status:
+        return standings.judge(
+            tx,
+            now,
+            holder=self._holder,
+            device=self._keys.device,
+            counter=self._counter,
+            next_sync_at=self.schedule.next_sync_at,
+            ledger_code=ledger_code,
+        )

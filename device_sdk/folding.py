@@ -4,15 +4,18 @@ Everything here runs inside one write transaction of the ledger, so that mark an
 anyone may fold any cell, live or dead, any number of times, and nothing is lost or doubled (DESIGN §5).
 """
 
-from pathlib import Path
-from typing import NamedTuple
+import os
+from contextlib import suppress
+from typing import Any
 
 from device_sdk.cells import CellFile, ForeignCells, Word
-from device_sdk.ledger_store import SEQ_END, Transaction
-from meterkit import usage
+from device_sdk.files import remove_file
+from device_sdk.ledger_transaction import SEQ_END, Transaction
+from meterkit import ids, limits, shapes, usage
 from meterkit.clocks import Instant
-from meterkit.errors import LedgerError
+from meterkit.errors import InputError, LedgerError
 from meterkit.licenses import Meter
+from meterkit.tuples import NamedTuple
 from meterkit.usage import UsageRecord
 
 _INSERT = (
@@ -25,6 +28,22 @@ _ONE = (
 _OF_FILE = (
     "SELECT cell, file, slot, token, model, unit, digest, flags, provisional, boot, mark"
     " FROM cells WHERE file = ? ORDER BY cell"
+)
+
+
+_FILE = shapes.ident("cells")
+_SHAPE = shapes.Members(
+    cell=shapes.ident("cel"),
+    file=_FILE,
+    slot=shapes.integer(0, limits.CELL_SLOTS - 1),
+    token=shapes.TOKEN,
+    model=shapes.NAME,
+    unit=shapes.METER_UNIT,
+    digest=shapes.HASH,
+    flags=shapes.listed(shapes.one_of(*usage.FLAGS), len(usage.FLAGS), unique=True),
+    provisional=shapes.integer(0, 1),
+    boot=shapes.BOOT,
+    mark=shapes.UNITS,
 )
 
 
@@ -49,22 +68,15 @@ class CellRow(NamedTuple):
         return self.model, self.unit
 
     @classmethod
-    def from_row(cls, row: tuple[str, str, int, str, str, str, str, str, int, str, int]) -> "CellRow":
-        """Read a row of the table of cells."""
-        cell, file, slot, token, model, unit, digest, flags, provisional, boot, mark = row
-        return cls(
-            cell=cell,
-            file=file,
-            slot=slot,
-            token=token,
-            model=model,
-            unit=unit,
-            digest=digest,
-            flags=tuple(flags.split()),
-            provisional=bool(provisional),
-            boot=boot,
-            mark=mark,
-        )
+    def from_row(cls, row: tuple[Any, ...]) -> "CellRow":
+        """Read a row of the table of cells; `ledger_damaged` where it cannot be one."""
+        values = dict(zip(cls._fields, row, strict=True))
+        flags = values["flags"].split() if isinstance(values["flags"], str) else values["flags"]
+        try:
+            _SHAPE({**values, "flags": flags}, "cells")
+        except InputError as fault:
+            raise LedgerError("ledger_damaged", fault.detail) from None
+        return cls(**{**values, "flags": tuple(flags), "provisional": bool(values["provisional"])})
 
 
 class Folded:
@@ -75,7 +87,7 @@ class Folded:
     def __init__(self) -> None:
         self.in_flight = False
         self.open_window: int | None = None
-        self.finished: list[Path] = []
+        self.finished: list[str] = []
 
     def note(self, word: Word, now: Instant) -> None:
         """Take in whether a living thread's cell may still count in its window."""
@@ -85,9 +97,10 @@ class Folded:
             self.open_window = word.window
 
     def unlink(self) -> None:
-        """After the commit: remove the files of owners that are gone."""
+        """After the commit: remove the files of owners that are gone. What cannot be is swept later."""
         for path in self.finished:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                remove_file(path)
 
 
 def insert_cell(tx: Transaction, row: CellRow) -> None:
@@ -123,7 +136,9 @@ def leased(tx: Transaction, file: str, meter: Meter) -> int:
     row = tx.execute(
         "SELECT units FROM leases WHERE file = ? AND model = ? AND unit = ?", (file, *meter)
     ).fetchone()
-    return int(row[0]) if row else 0
+    if row and type(row[0]) is not int:
+        raise LedgerError("ledger_damaged", "a row of the leases")
+    return row[0] if row else 0
 
 
 def leased_in_all(tx: Transaction, meter: Meter) -> int:
@@ -155,11 +170,12 @@ def unfolded(tx: Transaction, cells: CellFile, meter: Meter) -> int:
     """Units of a meter that this process has taken from its lease, and which are in no record yet: counted
     since the marks, or in flight.
     """
-    rows = tx.execute(
-        "SELECT slot, mark FROM cells WHERE file = ? AND model = ? AND unit = ?", (cells.name, *meter)
-    ).fetchall()
-    words = [(cells.read(slot), mark) for slot, mark in rows]
+    words = [(cells.read(row.slot), row.mark) for row in _rows_of(tx, cells.name) if row.meter == meter]
     return sum(max(0, word.count + word.in_flight_units - mark) for word, mark in words)
+
+
+def _rows_of(tx: Transaction, file: str) -> list[CellRow]:
+    return [CellRow.from_row(row) for row in tx.execute(_OF_FILE, (file,)).fetchall()]
 
 
 def fold_cell(tx: Transaction, row: CellRow, word: Word, now: Instant) -> None:
@@ -185,8 +201,15 @@ def lose_cell(tx: Transaction, row: CellRow, now: Instant) -> None:
     rest = leased(tx, row.file, row.meter)
     tx.append(usage.recovery("cell_lost", row.cell), time=now.effective_s, boot=now.boot)
     if rest:
-        flagged = row._replace(flags=(*row.flags, "cell_lost"))
-        _append(tx, flagged, now, window=now.window, units=rest, count_to=row.mark)
+        _append_now(tx, row, "cell_lost", now, units=rest, count_to=row.mark)
+
+
+def _append_now(
+    tx: Transaction, row: CellRow, flag: str, now: Instant, *, units: int, count_to: int, unsettled: int = 0
+) -> None:
+    """Append what no cell tells the window of: it stands in this one, no more certain than this moment is."""
+    flagged = row._replace(flags=(*row.flags, flag), provisional=row.provisional or now.provisional)
+    _append(tx, flagged, now, window=now.window, units=units, count_to=count_to, unsettled=unsettled)
 
 
 def _append(
@@ -217,21 +240,24 @@ def _append(
     change_lease(tx, row.file, row.meter, -(units + unsettled), row.boot)
 
 
-def fold_file(tx: Transaction, directory: Path, file: str, now: Instant, folded: Folded) -> None:
+def fold_file(
+    tx: Transaction, directory: str, file: str, now: Instant, folded: Folded, *, if_living: bool = True
+) -> None:
     """Fold all cells of one process; if it is gone, settle its leases and finish its file."""
     try:
-        cells = ForeignCells(directory / file)
+        cells = ForeignCells(os.path.join(directory, file))
     except FileNotFoundError:
         _fold_cells(tx, None, file, now, folded)
         return
     try:
-        _fold_cells(tx, cells, file, now, folded)
+        if if_living or cells.owner_is_gone():
+            _fold_cells(tx, cells, file, now, folded)
     finally:
         cells.close()
 
 
 def _fold_cells(tx: Transaction, cells: ForeignCells | None, file: str, now: Instant, folded: Folded) -> None:
-    rows = [CellRow.from_row(row) for row in tx.execute(_OF_FILE, (file,)).fetchall()]
+    rows = _rows_of(tx, file)
     gone = cells is None or cells.owner_is_gone()
     for row in rows:
         word = cells.read(row.slot) if cells else None
@@ -256,9 +282,7 @@ def _settle(tx: Transaction, rows: list[CellRow], file: str, now: Instant) -> No
         rest = leased(tx, file, meter)
         if row.boot != now.boot and rest > 0:
             current = get_cell(tx, row.cell) or row
-            flagged = current._replace(flags=(*current.flags, "recovered"))
-            window = now.window
-            _append(tx, flagged, now, window=window, units=0, count_to=current.mark, unsettled=rest)
+            _append_now(tx, current, "recovered", now, units=0, count_to=current.mark, unsettled=rest)
             tx.append(usage.recovery("power_lost", row.cell), time=now.effective_s, boot=now.boot)
     forget_file(tx, file)
 
@@ -269,25 +293,78 @@ def forget_file(tx: Transaction, file: str) -> None:
     tx.execute("DELETE FROM cells WHERE file = ?", (file,))
 
 
-def fold_all(tx: Transaction, directory: Path, now: Instant, folded: Folded) -> None:
+def _files(tx: Transaction) -> set[str]:
+    rows = tx.rows("SELECT file FROM cells UNION SELECT file FROM leases")
+    try:
+        return {_FILE(file, "file") for (file,) in rows}
+    except InputError as fault:
+        raise LedgerError("ledger_damaged", fault.detail) from None
+
+
+def is_cell(row: tuple[Any, ...]) -> bool:
+    """Whether a row of the cells can be one."""
+    try:
+        CellRow.from_row(row)
+    except LedgerError:
+        return False
+    return True
+
+
+def is_lease(row: tuple[Any, ...]) -> bool:
+    """Whether a row of the leases can be one."""
+    file, model, unit, units, boot = row
+    try:
+        _FILE(file, "file")
+        shapes.NAME(model, "model")
+        shapes.METER_UNIT(unit, "unit")
+        shapes.BOOT(boot, "boot")
+    except InputError:
+        return False
+    return type(units) is int
+
+
+def fold_all(tx: Transaction, directory: str, now: Instant, folded: Folded) -> None:
     """Fold every cell of every process that shares this device, living or gone."""
-    files = tx.execute("SELECT file FROM cells UNION SELECT file FROM leases").fetchall()
-    for (file,) in sorted(files):
+    for file in sorted(_files(tx)):
         fold_file(tx, directory, file, now, folded)
 
 
-def sweep(tx: Transaction, directory: Path) -> None:
+def fold_left_behind(tx: Transaction, directory: str, now: Instant, folded: Folded) -> None:
+    """Fold the cells of processes that are gone, once there are many: until then each keeps its file, and its
+    units on lease, though every process of a device may be too short for an edge.
+    """
+    files = _files(tx)
+    if len(files) > limits.CELL_FILES_MAX:
+        for file in sorted(files):
+            fold_file(tx, directory, file, now, folded, if_living=False)
+
+
+def try_rows(tx: Transaction) -> None:
+    """Write one row of each kind and read it; raises `ledger_damaged` where the tables do not take it."""
+    file, meter, boot = ids.make("cells", bytes(16)), ("trial", "call"), "0" * 36
+    token, model, unit = ids.make("tok", bytes(16)), *meter
+    row = (ids.make("cel", bytes(16)), file, 0, token, model, unit, "0" * 64, "", 0, boot, 0)
+    insert_cell(tx, CellRow.from_row(row))
+    update_standing(tx, row[0], ("grace",), provisional=True)
+    change_lease(tx, file, meter, 1, boot)
+    if get_cell(tx, row[0]) is None or leased(tx, file, meter) != 1 or tx.used_after(0, meter):
+        raise LedgerError("ledger_damaged", "its tables do not hold what is written to them")
+    forget_file(tx, file)
+
+
+def sweep(tx: Transaction, directory: str) -> None:
     """Unlink cell files that no row names and whose owner is gone: a process ended before its first call."""
-    known = {file for (file,) in tx.execute("SELECT file FROM cells UNION SELECT file FROM leases").fetchall()}
-    for path in directory.iterdir():
-        if path.name in known or not path.name.removeprefix(".").startswith("cells_"):
+    known = _files(tx)
+    for name in os.listdir(directory):
+        if name in known or not name.removeprefix(".").startswith("cells_"):
             continue
+        path = os.path.join(directory, name)
         try:
             cells = ForeignCells(path)
         except OSError:
             continue
         try:
             if cells.owner_is_gone():
-                path.unlink(missing_ok=True)
+                remove_file(path)
         finally:
             cells.close()

@@ -10,13 +10,14 @@ from device_sdk.cells import Cell, CellFile, Standing
 from device_sdk.folding import CellRow, Folded
 from device_sdk.holder import Holder
 from device_sdk.leases import Lease
-from device_sdk.ledger_store import SEQ_END, Transaction
+from device_sdk.ledger_transaction import SEQ_END, Transaction
 from device_sdk.meters import MeterCount
 from device_sdk.own_cells import OwnCells
 from meterkit import ids
 from meterkit.clocks import Instant
 from meterkit.entitlements import Allowed, Denied
 from meterkit.errors import LedgerError, MeterkitError
+from meterkit.tokens import Token
 
 
 def release(
@@ -45,13 +46,14 @@ def grant(
     units: int,
     now: Instant,
     commit_ns: int,
+    connection: int,
     folded: Folded,
 ) -> Lease | Denied | MeterkitError:
     """Decide at this edge, and take a lease if the call is allowed."""
     counted = (count.meter, count.digest)
     try:
         token = holder.current_token()
-        deciding.name_token(tx, token, now)
+        deciding.check_serial(tx.token_before(SEQ_END), token)
     except LedgerError:
         raise
     except MeterkitError as fault:
@@ -69,12 +71,19 @@ def grant(
     scarce = decision.left_units is not None and leased >= leases.share_of(decision.left_units)
     file, _ = own.place()
     folding.change_lease(tx, file.name, count.meter, leased, now.boot)
-    standing = Standing(window=now.window, token=token.jti, flags=decision.flags, provisional=now.provisional)
+    standing = _standing(token, decision, now, connection)
     return deciding.make_lease(leased, standing, token, now, scarce=scarce)
 
 
 def extend(
-    tx: Transaction, holder: Holder, own: OwnCells, count: MeterCount, *, now: Instant, commit_ns: int
+    tx: Transaction,
+    holder: Holder,
+    own: OwnCells,
+    count: MeterCount,
+    *,
+    now: Instant,
+    commit_ns: int,
+    connection: int,
 ) -> int:
     """Lease more units ahead of need, on the same standing as the lease in hand; gives how many.
 
@@ -89,13 +98,23 @@ def extend(
     decision = deciding.decide(tx, token, (count.meter, count.digest), 0, now)
     if isinstance(decision, Denied):
         return 0
-    standing = Standing(window=now.window, token=token.jti, flags=decision.flags, provisional=now.provisional)
+    standing = _standing(token, decision, now, connection)
     if standing != lease.standing:
         return 0
     units = max(0, _size(count, 0, decision.left_units, commit_ns) - count.unused())
     file, _ = own.place()
     folding.change_lease(tx, file.name, count.meter, units, now.boot)
     return units
+
+
+def _standing(token: Token, decision: Allowed, now: Instant, connection: int) -> Standing:
+    return Standing(
+        window=now.window,
+        token=token.jti,
+        flags=decision.flags,
+        provisional=now.provisional,
+        connection=connection,
+    )
 
 
 def _size(count: MeterCount, units: int, left_units: int | None, commit_ns: int) -> int:

@@ -1,12 +1,10 @@
 """What a device holds and trusts now: keyring, revocations, token, receipt; verified once, when they change."""
 
-from pathlib import Path
-
 from device_sdk.vault import DeviceKeys, Vault
 from meterkit import keyrings, revocations, tokens
 from meterkit.canonical import to_bytes
 from meterkit.envelopes import Addressee
-from meterkit.errors import DenialError, InputError, MeterkitError, TrustError
+from meterkit.errors import DenialError, MeterkitError, TrustError
 from meterkit.keys import Keyring, Trust
 from meterkit.positions import Position
 from meterkit.receipts import Receipt, open_receipt
@@ -28,20 +26,16 @@ class Holder:
         self._stamp: tuple[int, ...] = ()
         self.refresh()
 
-    def is_stale(self) -> bool:
-        """Whether another process has changed the vault since it was read here."""
-        return self.vault.stamp() != self._stamp
-
     def refresh(self) -> bool:
         """Read the vault again if another process changed it; tells whether anything did change."""
         stamp = self.vault.stamp()
         if stamp == self._stamp:
             return False
-        self._stamp = stamp
         self.fault = None
         self.keyring = self._read_keyring(self.vault.keyrings())
         self.revocations = self._read_revocations()
         self.genuine = self._read_token()
+        self._stamp = stamp  # at the end: what could not be read is read again
         return True
 
     def _read_keyring(self, documents: list[list[str]]) -> Keyring | None:
@@ -117,7 +111,10 @@ class Holder:
 
     def receipt(self) -> Receipt | None:
         """The newest receipt held, verified; None where there is none or it does not hold any more."""
-        text = self.receipt_text()
+        return self.try_receipt(self.receipt_text())
+
+    def try_receipt(self, text: str | None) -> Receipt | None:
+        """A receipt that was stored, verified again; None where it does not hold any more."""
         if text is None or self.keyring is None:
             return None
         try:
@@ -186,15 +183,3 @@ class Holder:
         if self.keyring is None:
             raise TrustError("key_unknown", "no keyring held yet")
         return self.keyring
-
-
-def read_bounded(path: Path, *, bytes_max: int) -> bytes:
-    """Read a file that somebody handed over, at most so many bytes of it."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(bytes_max + 1)
-    except OSError as fault:
-        raise InputError("malformed_file", f"{path.name}: {fault.strerror}") from None
-    if len(data) > bytes_max:
-        raise InputError("too_large", f"{path.name}: at most {bytes_max} bytes")
-    return data

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from device_sdk import deciding, epochs, timekeeper
+from device_sdk import deciding, epochs, pruning, timekeeper
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
-from device_sdk.ledger_store import SEQ_END
+from device_sdk.ledger_transaction import SEQ_END
 from device_sdk.vault import Vault
 from meterkit.errors import MeterkitError, TransportError, refusal
 from meterkit.exchange import Reply, read_reply
@@ -96,20 +96,29 @@ class Inbox:
 
     def _take_receipt(self, text: str) -> None:
         receipt = self._holder.open_receipt(text)
+        held = self._holder.receipt()
         with self._counter.transaction() as tx:
-            timekeeper.raise_signed(tx, self._counter.clocks, receipt.iat)
+            if held is None or not _is_behind(receipt.position, held.position):
+                timekeeper.raise_signed(tx, self._counter.clocks, receipt.iat)
             current = receipt.position.epoch == tx.epoch()
-            if current:
+            here = current and receipt.position.seq >= tx.cut()
+            if here:
                 check_covers(receipt.position, tx.epoch(), tx.hash_at(receipt.position.seq))
                 timekeeper.receipted(tx, receipt.position.seq)
+                pruning.note_receipt(tx, receipt.position.seq, text)
         if not current:
             epochs.finish(self._vault, receipt.device, receipt.position)
-        elif self._is_newer(receipt):
+        elif self._is_newer(receipt, here=here):
             self._holder.keep_receipt(text)
 
-    def _is_newer(self, receipt: Receipt) -> bool:
+    def _is_newer(self, receipt: Receipt, *, here: bool) -> bool:
+        """Whether it takes the place of the one held: it goes further, or a server that was restored from a
+        backup asks to go on from further back, and what follows is still here.
+        """
         held = self._holder.receipt()
-        return held is None or not _covered(receipt.position, held.position)
+        if held is None or not _covered(receipt.position, held.position):
+            return True
+        return here and receipt.iat > held.iat
 
     def _take_token(self, text: str) -> None:
         """Every cell is folded first: what was admitted under the token before is recorded before it."""
@@ -119,10 +128,12 @@ class Inbox:
             token = genuine.token
             deciding.check_serial(named, token)
             self._holder.keep_token(genuine)
-            deciding.name_token(tx, token, now)
-            if token.time_floor is not None:
-                timekeeper.mend(tx, self._counter.clocks, token.time_floor, serial=token.serial)
-            timekeeper.raise_signed(tx, self._counter.clocks, token.iat)
+            deciding.install(tx, token, self._counter.clocks, now)
+
+
+def _is_behind(position: Position, held: Position) -> bool:
+    """Whether a receipt was given before the one held. What time it names is old, or was wrong and is mended."""
+    return position.epoch == held.epoch and position.seq < held.seq
 
 
 def _covered(position: Position, held: Position) -> bool:

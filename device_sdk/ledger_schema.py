@@ -5,7 +5,8 @@ It is imported only when a ledger is new or older than this SDK, never on the wa
 
 from sqlite_utils import Database
 
-from device_sdk.ledger_store import APPLICATION_ID, SCHEMA_VERSION, Connection
+from device_sdk.ledger_store import APPLICATION_ID, Connection
+from device_sdk.ledger_transaction import SCHEMA_VERSION
 
 
 def migrate(connection: Connection) -> None:
@@ -65,4 +66,11 @@ def _first_light(database: Database) -> None:
     database.table("state").create({"name": str, "value": str}, pk="name", not_null={"value"}, strict=True)
 
 
-_STEPS = (_first_light,)
+def _pruning(database: Database) -> None:
+    """Receipts at which the chain may be cut, once they are old enough."""
+    database.table("receipts").create(
+        {"seq": int, "text": str, "taken_s": int}, pk="seq", not_null={"text", "taken_s"}, strict=True
+    )
+
+
+_STEPS = (_first_light, _pruning)

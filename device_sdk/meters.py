@@ -77,6 +77,11 @@ class MeterCount:
     def _unused(self) -> int:
         return self.ahead + (self.lease.unused() if self.lease else 0)
 
+    def is_untouched(self) -> bool:
+        """Whether no unit that was leased here was ever used: what was leased ahead of a call that never came."""
+        with self.lock:
+            return self._leased == self._unused()
+
     # -- what comes from the ledger and goes back to it
 
     def start_lease(self, lease: Lease, units: int) -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from meterkit.canonical import sha256_hex
@@ -20,7 +19,8 @@ def read_model(path_or_bytes: Any) -> bytes:
     if not isinstance(path_or_bytes, str | os.PathLike):
         raise DeviceError("model_unsupported", f"cannot load a model from {type(path_or_bytes).__name__}")
     try:
-        return Path(path_or_bytes).read_bytes()
+        with open(path_or_bytes, "rb") as file:
+            return file.read()
     except OSError as fault:
         raise InputError("malformed_file", f"model: {fault.strerror}") from None
 

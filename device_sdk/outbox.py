@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from device_sdk import epochs
 from device_sdk.folding import Folded
-from device_sdk.ledger_store import LedgerStore, Transaction
+from device_sdk.ledger_store import LedgerStore
+from device_sdk.ledger_transaction import Transaction
 from device_sdk.vault import DeviceKeys, Vault
 from meterkit import envelopes, ledger, limits, signing
 from meterkit.clocks import Instant
@@ -39,9 +40,10 @@ def through(now: Instant, folded: Folded, certain_s: int) -> int:
     return window * limits.WINDOW_S
 
 
-def start_after(position: Position | None, epoch: str) -> int:
-    """The first seq that the server has not receipted."""
-    return position.seq + 1 if position is not None and position.epoch == epoch else 1
+def start_after(position: Position | None, tx: Transaction) -> int:
+    """The first seq of a ledger that the server has not receipted; what is pruned is."""
+    receipted = position.seq if position is not None and position.epoch == tx.chain_epoch() else 0
+    return max(receipted, tx.cut()) + 1
 
 
 def make_batches(tx: Transaction, sender: Sender, seq_from: int) -> list[str]:
@@ -130,20 +132,44 @@ def batches_set_aside(vault: Vault, sender: Sender, receipt: Position | None) ->
     usage is complete is for the living ledger to say: these batches promise nothing.
     """
     found: list[str] = []
-    sender = replace(sender, through=0)
     for path in vault.set_aside():
         store = LedgerStore(path, lenient=True)
         try:
             with store.write() as tx:
-                found += _good_part(tx, sender, start_after(receipt, tx.epoch()))
+                chain, entries = _good_part(tx, sender, receipt)
         except MeterkitError:
             continue
         finally:
             store.drop()
+        found += _promise_nothing(chain, entries, sender) if entries else []
     return found
 
 
-def _good_part(tx: Transaction, sender: Sender, seq_from: int) -> list[str]:
-    chain = tx.chain_before(seq_from, sender.keys.device)
-    entries = epochs.good_part(tx, chain)
-    return list(_sign_all(chain, entries, sender)) if entries else []
+def batches_as_stored(vault: Vault, sender: Sender, receipt: Position | None) -> list[str]:
+    """Sign what is recorded already where nothing can be written, as far as it holds and no receipt covers it.
+
+    Live cells may hold more, and a damaged ledger is still to be set aside: these batches promise nothing either.
+
+    Raises:
+        LedgerError: the current ledger cannot be read.
+    """
+    found: list[str] = []
+    for path in [*vault.set_aside(), vault.ledger]:
+        try:
+            with LedgerStore(path, lenient=True).copy() as tx:
+                chain, entries = _good_part(tx, sender, receipt)
+        except MeterkitError:
+            if path == vault.ledger:
+                raise
+            continue
+        found += _promise_nothing(chain, entries, sender)
+    return found
+
+
+def _good_part(tx: Transaction, sender: Sender, receipt: Position | None) -> tuple[Chain, list[Entry]]:
+    chain = tx.chain_before(start_after(receipt, tx), sender.keys.device)
+    return chain, epochs.good_part(tx, chain)
+
+
+def _promise_nothing(chain: Chain, entries: list[Entry], sender: Sender) -> Iterator[str]:
+    return _sign_all(chain, entries, replace(sender, through=0))

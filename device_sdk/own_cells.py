@@ -1,13 +1,14 @@
 """The cells of this process: its file, the slot that its next cell will take, and cells that threads left."""
 
 from collections import deque
-from pathlib import Path
+from collections.abc import Iterable
 
 from device_sdk import folding
 from device_sdk.cells import Cell, CellFile, Retired, Standing
-from device_sdk.folding import CellRow
-from device_sdk.ledger_store import Transaction
+from device_sdk.folding import CellRow, Folded
+from device_sdk.ledger_transaction import Transaction
 from meterkit.clocks import Instant
+from meterkit.licenses import Meter
 
 
 class OwnCells:
@@ -15,10 +16,11 @@ class OwnCells:
     which only append to `retired`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str) -> None:
         self.directory = directory
         self.file: CellFile | None = None
         self.retired: deque[Retired] = deque()
+        self.ready: dict[tuple[Meter, str], Cell] = {}  # by meter and digest: no thread has them yet
         self._spare: int | None = None
 
     def place(self) -> tuple[CellFile, int]:
@@ -60,6 +62,17 @@ class OwnCells:
         if self.file is not None:
             for each in retired:
                 self.file.free_slot(each.slot)
+
+    def close(self, tx: Transaction, file: CellFile, meters: Iterable[Meter], now: Instant) -> bool:
+        """Fold the file and return what was leased, but for calls in flight; tells whether there are any."""
+        folded = Folded()
+        folding.fold_file(tx, self.directory, file.name, now, folded)
+        if folded.in_flight:
+            for meter in meters:
+                folding.set_lease(tx, file.name, meter, folding.unfolded(tx, file, meter), now.boot)
+        else:
+            folding.forget_file(tx, file.name)
+        return folded.in_flight
 
     def disown(self) -> None:
         """After fork(), in the child: leave the file to the parent."""

@@ -5,13 +5,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 from meterkit.clocks import Reading
 from meterkit.errors import DeviceError
+from meterkit.tuples import NamedTuple
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 
 
@@ -19,7 +18,8 @@ _CLOCK_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
 def boot_id() -> str:
     """The id of this boot; another process, and after a fork the child, sees the same."""
     try:
-        return _BOOT_ID.read_bytes().decode("ascii").strip()
+        with open(_BOOT_ID, "rb") as file:
+            return file.read().decode("ascii").strip()
     except OSError:
         raise DeviceError("platform_unsupported", "no boot id") from None
 

@@ -5,16 +5,17 @@ session, goes past the gate; the threat model says so.
 """
 
 import threading
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from device_sdk import denial_hook, items, models, run_paths, runtime
-from device_sdk.async_gate import AsyncGate, Callback
-from device_sdk.bindings import MeasuredBinding
 from device_sdk.denial_hook import OnDenied
 from device_sdk.device import Device
 from device_sdk.gate import Run, call_gate, item_gate, strict_gate
 from meterkit.errors import DenialError, DeviceError
 from meterkit.licenses import ModelTerms
+
+if TYPE_CHECKING:
+    from device_sdk.async_gate import AsyncGate, Callback
 
 
 class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ships no types
@@ -35,7 +36,7 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
     As a context manager it lets go of its cells at the end, and of nothing else: `Device.close` ends the usage.
     """
 
-    _async: AsyncGate | None
+    _async: "AsyncGate | None"
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
             denial_hook.tell(on_denied, denial)
             raise
         models.refuse_external_data(data)
+        # Now: later it would wait for a processor that ONNX Runtime's threads hold.
+        device.counter.keeper.start(None if self._strict else (terms.meter, digest))
         super().__init__(data, sess_options, providers, provider_options, **kwargs)
         if terms.axis:
             items.check_axis(terms.axis, self.get_inputs())
@@ -105,7 +108,7 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         run_paths.finish(self._run("run_with_ortvaluevector", run_options, named, fetch))
 
     def run_async(
-        self, output_names: Any, input_feed: Any, callback: Callback, user_data: Any, run_options: Any = None
+        self, output_names: Any, input_feed: Any, callback: "Callback", user_data: Any, run_options: Any = None
     ) -> None:
         """Compute the outputs on another thread, which then calls back, as `InferenceSession.run_async` does; it
         needs more than one intra-op thread.
@@ -129,7 +132,11 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
 
     def io_binding(self) -> Any:
         """Make an IOBinding of this session; for an item meter, one whose bound inputs can be counted."""
-        return MeasuredBinding(self) if self._terms.axis else super().io_binding()
+        if self._terms.axis is None:
+            return super().io_binding()
+        from device_sdk.bindings import MeasuredBinding  # noqa: PLC0415 - not on the way to an answer
+
+        return MeasuredBinding(self)
 
     def _run(self, path: str, first: Any, measured: Any, last: Any) -> Any:
         """What `run` does in place, for the other ways."""
@@ -159,8 +166,10 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         setattr(gates, path, gate)
         return gate
 
-    def _make_async_gate(self) -> AsyncGate:
+    def _make_async_gate(self) -> "AsyncGate":
         """Make the gate of `run_async`; where two threads make one at once, either will do."""
+        from device_sdk.async_gate import AsyncGate  # noqa: PLC0415 - not on the way to an answer
+
         count = self._device.counter.meter(self._terms.meter)
         count.exact = count.exact or self._strict
         gate = self._async = AsyncGate(self._device.counter, count, self._model_digest)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from device_sdk import deciding
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
-from device_sdk.ledger_store import SEQ_END, Transaction
+from device_sdk.ledger_transaction import SEQ_END, Transaction
 from meterkit.clocks import Instant
 from meterkit.entitlements import Denied
 from meterkit.errors import CODES, MeterkitError
@@ -29,6 +29,9 @@ class Status:
 
     `offline_until` is the instant at which it stops without a sync, seconds UTC; None where it does not
     stop. `unreceipted_records` are on this device and not yet acknowledged by the server.
+
+    `ledger_code` is `ledger_unwritable` where nothing can be recorded now: whatever the license allows, runs end
+    when the units leased already are used up. It is None where all is well.
     """
 
     device: str
@@ -43,6 +46,7 @@ class Status:
     time: int
     clock_suspect: bool
     clock_provisional: bool
+    ledger_code: str | None
 
 
 def judge(
@@ -53,6 +57,7 @@ def judge(
     device: str,
     counter: Counter,
     next_sync_at: int | None,
+    ledger_code: str | None,
 ) -> Status:
     """Put a device's status together from its ledger and what it holds now."""
     tx.only_looking = True
@@ -82,6 +87,7 @@ def judge(
         time=now.effective_s,
         clock_suspect=now.suspect,
         clock_provisional=now.provisional,
+        ledger_code=ledger_code,
     )
 
 

@@ -1,6 +1,6 @@
 """What the device knows of time, kept in its ledger: read, judged and written in one transaction."""
 
-from device_sdk.ledger_store import Transaction
+from device_sdk.ledger_transaction import Transaction
 from device_sdk.readings import Clocks
 from meterkit import clocks, limits, usage
 from meterkit.clocks import Clock, ClockEvent, Instant

@@ -3,12 +3,14 @@
 The same bytes cross either way. The only home of the HTTP client, which is imported at the first request.
 """
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from device_sdk.holder import read_bounded
-from device_sdk.vault import sync_directory
+from device_sdk.deadline import Deadline
+from device_sdk.files import sync_directory
 from meterkit import limits
 from meterkit.canonical import from_bytes
 from meterkit.errors import CODES, DeviceError, InputError, TransportError, refusal
@@ -47,16 +49,26 @@ class Transport(Protocol):
 class HttpTransport:
     """Posts to a server. Redirects are not followed, and no answer larger than a reply is read.
 
+    `timeout_s` is how long the server may be silent, `exchange_s_max` how long all of one exchange may take,
+    from its connection on; looking up the server's name takes as long as the system's resolver does.
+
     Raises:
         TransportError: `server_unreachable`, `server_busy` (with how long to wait), `answer_refused`.
         MeterkitError: the server's own refusal, with its code.
     """
 
-    def __init__(self, server: str, *, timeout_s: float = limits.HTTP_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        server: str,
+        *,
+        timeout_s: float = limits.HTTP_TIMEOUT_S,
+        exchange_s_max: float = limits.HTTP_EXCHANGE_MAX_S,
+    ) -> None:
         if not server.startswith(("https://", "http://")):
             raise DeviceError("directory_unusable", "the server's address must start with https:// or http://")
         self.server = server.rstrip("/")
         self._timeout_s = timeout_s
+        self._exchange_s_max = exchange_s_max
 
     def deliver(self, message: Message) -> bytes | None:
         """Post the message to the server's `/v1` and give its reply."""
@@ -65,24 +77,40 @@ class HttpTransport:
         # Unpacked, a small answer may be a huge one: none is asked for, and none is unpacked.
         headers = {"content-type": message.media_type, "accept": REPLY_MEDIA_TYPE, "accept-encoding": "identity"}
         url = f"{self.server}/v1/{message.name}"
+        deadline = Deadline(self._exchange_s_max)
         try:
             with (
+                deadline,
                 httpx2.Client(timeout=self._timeout_s, follow_redirects=False) as client,
-                client.stream("POST", url, content=message.body, headers=headers) as response,
+                client.stream(
+                    "POST", url, content=message.body, headers=headers, extensions={"trace": deadline.watch}
+                ) as response,
             ):
-                body = _read_capped(response.iter_raw())
+                body = _read_capped(response.iter_raw(), deadline)
                 kind = response.headers.get("content-type", "").split(";")[0].strip()
                 return _judge(response.status_code, kind, body, response.headers.get("retry-after"))
         except (httpx2.HTTPError, httpx2.InvalidURL) as fault:
-            raise TransportError("server_unreachable", type(fault).__name__) from None
+            detail = deadline.sentence if deadline.passed else type(fault).__name__
+            raise TransportError("server_unreachable", detail) from None
 
 
-def _read_capped(chunks: object) -> bytes:
+def load() -> None:
+    """Import the HTTP client now, and whatever it imports when it is used first."""
+    import httpx2  # noqa: PLC0415 - see above
+
+    "localhost".encode("idna")
+    with httpx2.Client():
+        pass
+
+
+def _read_capped(chunks: Iterable[bytes], deadline: Deadline) -> bytes:
     body = bytearray()
-    for chunk in chunks:  # type: ignore[attr-defined]
+    for chunk in chunks:
         body += chunk
         if len(body) > limits.REPLY_BYTES_MAX:
             raise TransportError("answer_refused", "too large")
+    if deadline.passed:  # then its end may be ours: an answer without a length ends with its connection
+        raise TransportError("server_unreachable", deadline.sentence)
     return bytes(body)
 
 
@@ -124,10 +152,15 @@ class FileTransport:
         self.path = path
 
     def deliver(self, message: Message) -> bytes | None:
-        """Write the message to the file, whole or not at all. There is no reply yet."""
+        """Write the message to the file, whole or not at all, durably. There is no reply yet."""
         temporary = self.path.with_name(f".{self.path.name}.part")
+        if self.path.exists() and not self.path.is_file():  # renaming would put a file in a device's place
+            raise DeviceError("directory_unusable", f"{self.path.name}: it is no file")
         try:
-            temporary.write_bytes(message.body)
+            with temporary.open("wb") as file:
+                file.write(message.body)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(self.path)
             sync_directory(self.path.parent)
         except OSError as fault:
@@ -140,3 +173,15 @@ def read_reply_file(path: Path) -> bytes:
     body = read_bounded(path, bytes_max=limits.REPLY_BYTES_MAX)
     raise_problem(body)
     return body
+
+
+def read_bounded(path: Path, *, bytes_max: int) -> bytes:
+    """Read a file that somebody handed over, at most so many bytes of it."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as fault:
+        raise InputError("malformed_file", f"{path.name}: {fault.strerror}") from None
+    if len(data) > bytes_max:
+        raise InputError("too_large", f"{path.name}: at most {bytes_max} bytes")
+    return data

@@ -9,10 +9,10 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from device_sdk.files import remove_file, sync_directory
 from meterkit import limits
 from meterkit.canonical import from_base64url, from_bytes, to_base64url, to_bytes
 from meterkit.errors import DeviceError, InputError
@@ -58,30 +58,38 @@ class DeviceKeys:
 class Vault:
     """The owner-only files in a device's directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str) -> None:
         self.directory = directory
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.cells.mkdir(mode=0o700, exist_ok=True)
-            mode = directory.stat().st_mode
+            _make_directory(directory, mode=0o700)
+            _make_directory(self.cells, mode=0o700)
+            mode = os.stat(directory).st_mode
         except OSError as fault:
             raise DeviceError("directory_unusable", fault.strerror or "cannot be made") from None
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise DeviceError("directory_unusable", "others may write to it")
 
     @property
-    def cells(self) -> Path:
+    def cells(self) -> str:
         """Where the live counts are."""
-        return self.directory / "cells"
+        return self._path("cells")
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> str:
         """The ledger of the current epoch."""
-        return self.directory / "ledger.sqlite"
+        return self._path("ledger.sqlite")
 
-    def set_aside(self) -> list[Path]:
+    def set_aside(self) -> list[str]:
         """Ledgers that were put aside because they were damaged or did not fit, oldest first."""
-        return sorted(self.directory.glob("ledger-*.sqlite"), key=lambda path: path.stat().st_mtime_ns)
+        try:
+            names = os.listdir(self.directory)
+        except OSError as fault:
+            raise DeviceError("directory_unusable", fault.strerror or "") from None
+        found = [self._path(name) for name in names if name.startswith("ledger-") and name.endswith(".sqlite")]
+        return sorted(found, key=lambda path: os.stat(path).st_mtime_ns)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
 
     def stamp(self) -> tuple[int, ...]:
         """Something that changes whenever another process installs a token, keyring or revocation list."""
@@ -91,7 +99,7 @@ class Vault:
     def _version(self, name: str) -> tuple[int, int]:
         """A file's inode and time: two replaced within one tick of the file system differ in the first."""
         try:
-            found = (self.directory / name).stat()
+            found = os.stat(self._path(name))
         except OSError:
             return (0, 0)
         return (found.st_ino, found.st_mtime_ns)
@@ -115,7 +123,7 @@ class Vault:
     def read(self, name: str) -> bytes | None:
         """Read a small file, or None where there is none."""
         try:
-            with (self.directory / name).open("rb") as file:
+            with open(self._path(name), "rb") as file:
                 return file.read(_FILE_BYTES_MAX)
         except FileNotFoundError:
             return None
@@ -124,7 +132,7 @@ class Vault:
 
     def replace(self, name: str, data: bytes) -> None:
         """Replace a small file: afterwards it holds these bytes, durably; after a crash, these or the old."""
-        temporary = self.directory / f".{name}.{os.urandom(8).hex()}"
+        temporary = self._path(f".{name}.{os.urandom(8).hex()}")
         try:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
             try:
@@ -132,9 +140,9 @@ class Vault:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                temporary.rename(self.directory / name)
+                os.rename(temporary, self._path(name))
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                remove_file(temporary)
                 raise
             sync_directory(self.directory)
         except OSError as fault:
@@ -146,7 +154,7 @@ class Vault:
         if held is None:
             made = DeviceKeys(SigningKey(os.urandom(32)), os.urandom(_SEAL_BYTES))
             return self._keep_first(made.unsafe_to_text().encode())
-        if (self.directory / "device.key").stat().st_mode & 0o077:
+        if os.stat(self._path("device.key")).st_mode & 0o077:
             raise DeviceError("device_key_bad", "others may read it; its mode must be 0600")
         return _read_keys(held)
 
@@ -154,16 +162,16 @@ class Vault:
         """Store new keys, unless another process was first: linking refuses where renaming would not."""
         name = f".device.key.{os.urandom(8).hex()}"
         self.replace(name, data)
-        made = self.directory / name
+        made = self._path(name)
         try:
-            os.link(made, self.directory / "device.key")
+            os.link(made, self._path("device.key"))
             sync_directory(self.directory)
         except FileExistsError:
             pass
         except OSError as fault:
             raise DeviceError("directory_unusable", f"device.key: {fault.strerror}") from None
         finally:
-            made.unlink(missing_ok=True)
+            remove_file(made)
         return _read_keys(self.read("device.key") or b"")
 
     def identity(self, *, issuer: str, product: str) -> None:
@@ -205,10 +213,16 @@ def _read_keys(data: bytes) -> DeviceKeys:
         raise DeviceError("device_key_bad") from None
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames and unlinks in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _make_directory(path: str, mode: int = 0o777) -> None:
+    """Make a directory, and those above it, whose names a power loss does not take away again."""
+    if os.path.isdir(path):
+        return
+    above = os.path.dirname(os.path.abspath(path))
+    _make_directory(above)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.mkdir(path, mode)
+    except FileExistsError:  # another process was faster, unless it is a file
+        if not os.path.isdir(path):
+            raise
+    with suppress(PermissionError):  # who may not read the directory above cannot sync it
+        sync_directory(above)

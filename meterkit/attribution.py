@@ -62,7 +62,9 @@ class Record:
     """One accepted usage record, with what the server knows of it.
 
     `branch` is the head of the branch it is cited on; `acceptance` the number it was accepted under, in
-    commit order. Records are one where (device, epoch, seq, hash) are.
+    commit order. Records are one where (device, epoch, seq, hash) are. What is `quarantined` (and not released),
+    or on a branch that was `dismissed`, is in no sum; nor are so many of its units as are `repeated` (and not
+    released): another branch told of the same counts before.
     """
 
     license_id: str
@@ -77,6 +79,8 @@ class Record:
     service_at: int
     acceptance: int
     quarantined: bool = False
+    dismissed: bool = False
+    repeated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +120,15 @@ class Measured:
     """What one meter counted in one period. Only `units` are billed; the rest is shown beside them.
 
     `quarantined` counts the units of quarantined records, unsettled ones included, up to the largest number
-    that every JSON reader knows.
+    that every JSON reader knows; `dismissed` likewise those that a decision took out. `repeated` ones are counted
+    on another branch.
     """
 
     units: int = 0
     unsettled: int = 0
     quarantined: int = 0
+    dismissed: int = 0
+    repeated: int = 0
     cited: tuple[Cited, ...] = ()
 
 
@@ -194,7 +201,7 @@ def gather(calendar: Calendar, run: Run, records: Iterable[Record], tokens: Iter
     for record in known:
         for period in calendar.holding(record.service_at):
             sums.setdefault((period.slot, record.meter), _Sum()).add(record)
-            if not record.quarantined:
+            if not (record.quarantined or record.dismissed):
                 active.setdefault(period.slot, set()).add(record.device)
     _add_tokens(active, calendar, run, tokens)
     return Usage(
@@ -216,17 +223,21 @@ def _add_tokens(active: dict[Slot, set[str]], calendar: Calendar, run: Run, toke
 class _Sum:
     """One period and meter, while it is added up."""
 
-    __slots__ = ("quarantined", "ranges", "units", "unsettled")
+    __slots__ = ("dismissed", "quarantined", "ranges", "repeated", "units", "unsettled")
 
     def __init__(self) -> None:
-        self.units = self.unsettled = self.quarantined = 0
+        self.units = self.unsettled = self.quarantined = self.dismissed = self.repeated = 0
         self.ranges: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def add(self, record: Record) -> None:
         if record.quarantined:
             self.quarantined += record.units + record.unsettled
             return
-        self.units += record.units
+        if record.dismissed:
+            self.dismissed += record.units + record.unsettled
+            return
+        self.units += record.units - record.repeated
+        self.repeated += record.repeated
         self.unsettled += record.unsettled
         name = (record.device, record.epoch, record.branch)
         first, last = self.ranges.get(name, (record.seq, record.seq))
@@ -241,5 +252,7 @@ class _Sum:
             units=self.units,
             unsettled=self.unsettled,
             quarantined=min(self.quarantined, INTEGER_MAX),
+            dismissed=min(self.dismissed, INTEGER_MAX),
+            repeated=min(self.repeated, INTEGER_MAX),
             cited=tuple(sorted(cited)),
         )

@@ -34,6 +34,9 @@ UNPROVEN = (
     "that no device is missing from the evidence",
     "that each device is the customer's",
 )
+GONE = (
+    "what devices used in records that are gone: the vendor's own receipts stand for them, and nothing is billed"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,8 @@ def recompute(bundle: Bundle, trusted: Collection[str] | None = None) -> AuditRe
         unproven += ("whose the roots are: compare the fingerprint with the vendor's own",)
     try:
         proven = prove(bundle, trusted)
+        if any(replay.is_founded for replay in proven.replays.values()):
+            unproven += (GONE,)
         return _recompute(bundle, proven, unproven)
     except Differs as differs:
         return AuditResult(
@@ -216,10 +221,13 @@ def _terms(bundle: Bundle) -> list[Terms]:
                     number=version["version"],
                     starts_at=version["starts_at"],
                     plan=known[name],
+                    since_run=version.get("since_run", 0),
                 )
             )
         if versions[0].starts_at != each["starts_at"]:
             raise Differs(place, "its first version does not count from its start")
+        if versions[0].since_run or any(one.starts_at >= two.starts_at for one, two in pairwise(versions)):
+            raise Differs(place, "its versions do not follow one another")
         periods = tuple(Period(**period) for period in each["periods"])
         found.append(
             Terms(license_id=each["license"], ends_at=each["ends_at"], versions=tuple(versions), periods=periods)
@@ -239,13 +247,15 @@ def _plan(bundle: Bundle, name: str) -> Plan:
 
 
 def _check_periods(terms: Terms) -> None:
-    """Bounds join without gap or overlap, and each piece lies in its whole."""
+    """Bounds join without gap or overlap, each piece lies in its whole, and none goes on past a new version."""
     place = f"{LICENSES} {terms.license_id}"
     lines: dict[str, list[Period]] = {}
     for period in terms.periods:
         inside = period.whole_start_at <= period.start_at < period.end_at <= period.whole_end_at
         if not inside:
             raise Differs(place, f"{period.interval} from {period.start_at}: its bounds do not hold")
+        if any(period.start_at < version.starts_at < period.end_at for version in terms.versions[1:]):
+            raise Differs(place, f"{period.interval} from {period.start_at}: a new version counts within it")
         lines.setdefault(period.interval, []).append(period)
     for interval, line in lines.items():
         if line[0].nth != 0:
@@ -274,7 +284,7 @@ def _bill(terms: Iterable[Terms], proven: Proven, billed: list[Line], runs: list
     """Apply the one rule to every license, by the limits of the last of these runs."""
     run = runs[-1]
     records: dict[str, list[Record]] = {}
-    for record in proven.records(run.acceptance_max):
+    for record in proven.records(run):
         records.setdefault(record.license_id, []).append(record)
     tokens: dict[str, list[TokenSpan]] = {}
     for token in proven.spans():

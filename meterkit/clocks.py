@@ -4,12 +4,12 @@
 the later of certain time and the wall clock. All of DESIGN §5, "The clock"; nothing here reads a clock.
 """
 
-from typing import NamedTuple
-
 from meterkit import limits
+from meterkit.tuples import NamedTuple
 
 NS = 1_000_000_000
 _DEAD_BAND_NS = 2 * NS  # rounding and NTP's small steps are no steps back
+_END_NS = (limits.CELL_WINDOW_MAX + 1) * limits.WINDOW_S * NS - 1  # in 2448: no cell and no record can name later
 
 
 class Reading(NamedTuple):
@@ -79,11 +79,17 @@ def certain_ns(clock: Clock, reading: Reading) -> int | None:
     if clock.floor_ns is None:
         return None
     since_ns = reading.boot_ns - clock.boot_ns if reading.boot == clock.boot else reading.boot_ns
-    return clock.floor_ns + max(0, since_ns)
+    return min(clock.floor_ns + max(0, since_ns), _END_NS)
+
+
+def _bounded(reading: Reading) -> Reading:
+    """A wall clock that shows what cannot be written down shows the nearest that can."""
+    return reading._replace(wall_ns=max(0, min(reading.wall_ns, _END_NS)))
 
 
 def observe(clock: Clock, reading: Reading) -> Observation:
     """Judge one reading: the clock as known from now on, the instant, and what is to be recorded."""
+    reading = _bounded(reading)
     certain = certain_ns(clock, reading)
     if certain is None:
         seen = clock._replace(boot=reading.boot, boot_ns=reading.boot_ns)
@@ -117,16 +123,16 @@ def _behind(
     behind_ns = certain - reading.wall_ns
     from_s, to_s = certain // NS, reading.wall_ns // NS
     if new_boot and to_s < clock.signed_s:
-        event = ClockEvent(reason="unset", from_s=from_s, to_s=max(0, to_s))
+        event = ClockEvent(reason="unset", from_s=from_s, to_s=to_s)
         return clock._replace(unset=True, provisional=False, behind_ns=behind_ns), (event,)
     if clock.unset:
         return clock._replace(behind_ns=behind_ns), events
     if clock.provisional:
-        events = (ClockEvent(reason="mended", from_s=from_s, to_s=max(0, to_s)),)
+        events = (ClockEvent(reason="mended", from_s=from_s, to_s=to_s),)
         clock = clock._replace(provisional=False)
     step_ns = behind_ns - clock.behind_ns
     if step_ns >= _DEAD_BAND_NS:
-        event = ClockEvent(reason="back", from_s=from_s, to_s=max(0, to_s))
+        event = ClockEvent(reason="back", from_s=from_s, to_s=to_s)
         step_s = step_ns // NS  # the fraction stays to be counted with the next step
         stepped = clock._replace(behind_ns=clock.behind_ns + step_s * NS, back_s=clock.back_s + step_s)
         return stepped, (*events, event)
@@ -152,7 +158,7 @@ def _ahead(
         return raised, ()
     if clock.provisional:
         return settled, ()
-    event = ClockEvent(reason="forward", from_s=from_s, to_s=min(to_s, limits.TIME_MAX_S))
+    event = ClockEvent(reason="forward", from_s=from_s, to_s=to_s)
     return settled._replace(provisional=True), (event,)
 
 
@@ -162,6 +168,7 @@ def raise_signed(clock: Clock, reading: Reading, signed_s: int) -> Clock:
     At the very first signed time there is nothing to measure a jump from: a wall clock up to a day ahead
     is believed.
     """
+    reading = _bounded(reading)
     certain = certain_ns(clock, reading)
     floor_ns = signed_s * NS
     if certain is None:
@@ -184,6 +191,7 @@ def raise_signed(clock: Clock, reading: Reading, signed_s: int) -> Clock:
 
 def mend(clock: Clock, reading: Reading, floor_s: int) -> tuple[Clock, tuple[ClockEvent, ...]]:
     """Set the floor to a token's `time_floor`, downward too; the caller sees to it that it happens once."""
+    reading = _bounded(reading)
     certain = certain_ns(clock, reading)
     mended = clock._replace(
         floor_ns=floor_s * NS,

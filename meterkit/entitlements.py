@@ -1,10 +1,9 @@
 """May this run, now? A pure decision over a token's terms, what was used, and the time (DESIGN §4)."""
 
-from typing import NamedTuple
-
 from meterkit.clocks import Instant
 from meterkit.errors import DenialError
 from meterkit.tokens import Token, standing
+from meterkit.tuples import NamedTuple
 
 
 class Allowed(NamedTuple):

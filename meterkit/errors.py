@@ -13,7 +13,9 @@ Where several faults hold at once, the first failing step of a procedure names t
 is the one listed first here.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
+
+from meterkit.tuples import NamedTuple
 
 
 class Code(NamedTuple):
@@ -40,6 +42,7 @@ CODES: dict[str, Code] = {
     "malformed_plan": Code("input", 422, "This plan is not one that can be billed."),
     "malformed_code": Code("input", 422, "This is not an activation code."),
     "malformed_file": Code("input", 422, "This file is not what its name or its use promises."),
+    "body_incomplete": Code("input", 400, "The request's body did not come whole; send it again."),
     "media_type_unsupported": Code("input", 415, "This media type is not accepted here."),
     # -- trust
     "key_unknown": Code("trust", 401, "The key that signed this is not known here for this purpose."),
@@ -98,6 +101,9 @@ CODES: dict[str, Code] = {
     "idempotency_conflict": Code("service", 409, "This Idempotency-Key was used with another request."),
     "state_conflict": Code("service", 409, "Its state does not allow this."),
     "code_used_up": Code("service", 403, "All places of this license are taken; ask the vendor for more."),
+    "replacements_used_up": Code(
+        "service", 403, "This license has had all its replacements for now; ask the vendor."
+    ),
     "code_expired": Code("service", 403, "This activation code is no longer valid; ask the vendor for a new one."),
     "license_inactive": Code("service", 403, "This license is suspended or has ended; ask the vendor."),
     "device_revoked": Code("service", 403, "This device has been revoked; ask the vendor."),
@@ -108,6 +114,10 @@ CODES: dict[str, Code] = {
     "not_initialized": Code("service", 409, "This directory holds no server; run `meterkit-server init`."),
     "signing_unavailable": Code("service", 503, "The server cannot sign now; nothing was changed."),
     "database_unavailable": Code("service", 503, "The database cannot be used now; nothing was changed."),
+    "audit_log_broken": Code("service", 500, "The audit log does not hold; nothing was changed."),
+    "conservation_broken": Code(
+        "service", 500, "What devices signed is not what is counted here; run `meterkit-server rebuild --check`."
+    ),
     "audit_differs": Code("service", 422, "The invoice is not what its evidence proves."),
     "internal_error": Code("service", 500, "Something went wrong here; nothing was acknowledged."),
 }

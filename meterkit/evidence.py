@@ -11,7 +11,7 @@
     acceptances.json                    of each batch: its device, and when it was received
     receipts/<device>.<epoch>.<seq>.<head>.jws   what the server confirmed
     tokens/<token>.jws                  what was granted to the devices
-    decisions.json                      records that a named rule or decision keeps out of the sums
+    decisions.json                      records that a named rule or decision keeps out of the sums, or lets in
 
 Here is what the parts look like. Whether they are true, `meterkit.audit` says.
 """
@@ -77,7 +77,7 @@ _LINE = shapes.Members(
     late=shapes.boolean,
     records=shapes.listed(_CITED, limits.EVIDENCE_PARTS_MAX),
 )
-_BESIDE = shapes.Members(
+_BESIDE_MEMBERS = shapes.Members(
     license=shapes.LICENSE,
     service_start_at=shapes.TIME,
     service_end_at=shapes.TIME,
@@ -86,7 +86,22 @@ _BESIDE = shapes.Members(
     unpriced=shapes.UNITS,
     unsettled=shapes.UNITS,
     quarantined=shapes.UNITS,
+    dismissed=shapes.UNITS,
+    repeated=shapes.UNITS,
 )
+
+
+def _with(defaults: dict[str, Any], shape: shapes.Shape) -> shapes.Shape:
+    """A shape some of whose members older documents do not have."""
+
+    def lenient(value: Any, where: str) -> Any:
+        shape({**defaults, **value} if isinstance(value, dict) else value, where)
+        return value
+
+    return lenient
+
+
+_BESIDE = _with({"dismissed": 0, "repeated": 0}, _BESIDE_MEMBERS)
 INVOICE_SHAPE = shapes.Members(
     v=shapes.VERSION_1,
     id=shapes.ident("inv"),
@@ -111,14 +126,16 @@ _PERIOD = shapes.Members(
     whole_end_at=shapes.TIME,
     since_run=shapes.integer(),
 )
+_VERSION = _with(
+    {"since_run": 0},
+    shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME, since_run=shapes.integer()),
+)
 LICENSES_SHAPE = shapes.listed(
     shapes.Members(
         license=shapes.LICENSE,
         starts_at=shapes.TIME,
         ends_at=shapes.optional(shapes.TIME),
-        versions=shapes.listed(
-            shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME), 10_000, least=1
-        ),
+        versions=shapes.listed(_VERSION, 10_000, least=1),
         periods=shapes.listed(_PERIOD, limits.EVIDENCE_PARTS_MAX),
     ),
     limits.EVIDENCE_PARTS_MAX,
@@ -128,11 +145,23 @@ ACCEPTANCES_SHAPE = shapes.listed(
     shapes.Members(acceptance=shapes.integer(1), device=shapes.DEVICE, received_at=shapes.TIME),
     limits.EVIDENCE_PARTS_MAX,
 )
-DECISIONS_SHAPE = shapes.Members(
-    quarantined=shapes.listed(
-        shapes.Members(device=shapes.DEVICE, epoch=shapes.EPOCH, seq=shapes.integer(1), hash=shapes.HASH),
-        limits.EVIDENCE_PARTS_MAX,
-    )
+_NAMED_RECORD = {"device": shapes.DEVICE, "epoch": shapes.EPOCH, "seq": shapes.integer(1), "hash": shapes.HASH}
+_SINCE_RUN = shapes.integer(1)  # the first billing run that knows a decision
+_DISMISSED = shapes.Members(
+    device=shapes.DEVICE,
+    epoch=shapes.EPOCH,
+    seq=shapes.integer(1),
+    head=shapes.HASH,
+    acceptance=shapes.integer(1),  # how much was accepted when it was decided: it names the branch's own records
+    since_run=_SINCE_RUN,
+)
+DECISIONS_SHAPE = _with(
+    {"released": [], "dismissed": []},
+    shapes.Members(
+        quarantined=shapes.listed(shapes.Members(**_NAMED_RECORD), limits.EVIDENCE_PARTS_MAX),
+        released=shapes.listed(shapes.Members(**_NAMED_RECORD, since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX),
+        dismissed=shapes.listed(_DISMISSED, limits.EVIDENCE_PARTS_MAX),
+    ),
 )
 KEYRING_SHAPE = shapes.listed(shapes.JWS, limits.ROOTS_MAX, least=1)
 

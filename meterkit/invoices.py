@@ -23,12 +23,16 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """A version of a plan, and the instant from which the license holds it."""
+    """A version of a plan, and the instant from which the license holds it.
+
+    `since_run` is the first billing run that knew of it: recomputed, an earlier one does not.
+    """
 
     plan_id: str
     number: int
     starts_at: int
     plan: Plan
+    since_run: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +45,10 @@ class Terms:
     periods: tuple[Period, ...]
 
     def known_at(self, run: Run) -> "Terms":
-        """The same terms with only the periods that had begun, and were known, at a run."""
-        known = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
-        return replace(self, periods=tuple(known))
+        """The same terms with only the versions known at a run, and the periods known that had begun."""
+        versions = (version for version in self.versions if version.since_run <= run.number)
+        periods = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
+        return replace(self, versions=tuple(versions), periods=tuple(periods))
 
     def version_at(self, at: int) -> Version:
         """The version that counts at an instant; before the first one, the first."""
@@ -130,9 +135,11 @@ class Beside:
     unpriced: int
     unsettled: int
     quarantined: int
+    dismissed: int = 0
+    repeated: int = 0
 
     def to_claims(self) -> dict[str, Any]:
-        """Write the units as documents carry them."""
+        """Write the units as documents carry them; dismissed and repeated ones only where there are any."""
         return {
             "license": self.license_id,
             "service_start_at": self.start_at,
@@ -142,6 +149,8 @@ class Beside:
             "unpriced": self.unpriced,
             "unsettled": self.unsettled,
             "quarantined": self.quarantined,
+            **({"dismissed": self.dismissed} if self.dismissed else {}),
+            **({"repeated": self.repeated} if self.repeated else {}),
         }
 
 
@@ -339,7 +348,8 @@ def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
             continue
         due = charge is not None and _due(charge, plan, period, run)
         unpriced = 0 if charge else found.units
-        if (unpriced or found.unsettled or found.quarantined) and (due or closes_at(plan, period) <= run.cut_off):
+        beside = unpriced or found.unsettled or found.quarantined or found.dismissed or found.repeated
+        if beside and (due or closes_at(plan, period) <= run.cut_off):
             yield Beside(
                 license_id=terms.license_id,
                 start_at=period.start_at,
@@ -349,6 +359,8 @@ def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
                 unpriced=unpriced,
                 unsettled=found.unsettled,
                 quarantined=found.quarantined,
+                dismissed=found.dismissed,
+                repeated=found.repeated,
             )
 
 

@@ -6,7 +6,7 @@ it can never be taken for a public one.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from meterkit import limits, shapes
 from meterkit.canonical import digest, from_base64url, sha256_hex, to_base64url, to_bytes
 from meterkit.errors import InputError, TrustError
+from meterkit.tuples import NamedTuple
 
 PURPOSES = ("token", "receipt", "revocations", "invoice", "package")
 SECRET_PREFIX = "mk-secret-ed25519."  # noqa: S105 - it marks secrets, it is none

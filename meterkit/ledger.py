@@ -6,14 +6,15 @@ moved without changing every hash after it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from meterkit import limits
-from meterkit.canonical import digest, from_canonical, to_bytes
+from meterkit.canonical import digest, to_bytes
 from meterkit.errors import LedgerError, MeterkitError
 from meterkit.licenses import Meter
 from meterkit.positions import Position
-from meterkit.usage import UsageRecord, record_shape
+from meterkit.tuples import NamedTuple
+from meterkit.usage import read_record, record_shape
 
 
 class Entry(NamedTuple):
@@ -43,9 +44,10 @@ class Total(NamedTuple):
 
     def plus(self, units: int, unsettled: int) -> "Total":
         """The total after one more record."""
-        return Total(units=self.units + units, unsettled=self.unsettled + unsettled)
+        return Total(self.units + units, self.unsettled + unsettled)
 
 
+_NOTHING = Total()
 _NO_TOTALS: Mapping[Meter, Total] = MappingProxyType({})
 
 
@@ -79,12 +81,27 @@ def after(position: Position, entry: Entry) -> Position:
 
 def read(position: Position, body: bytes) -> Entry:
     """Read the bytes of the record that should follow a position, and hash them; judges form and place."""
-    claims = from_canonical(body, bytes_max=limits.RECORD_BYTES_MAX)
-    record_shape(claims, f"record {position.seq + 1}")
-    if claims["seq"] != position.seq + 1:
-        raise LedgerError("chain_broken", f"record {claims['seq']} where {position.seq + 1} belongs")
-    made = record_hash(position.head, body)
-    return Entry(seq=claims["seq"], prev=position.head, hash=made, body=body, claims=claims)
+    return _read(position.seq + 1, position.head, body)
+
+
+def read_all(position: Position, bodies: Iterable[bytes]) -> list[Entry]:
+    """Read the records that should follow a position, one after the other; whether they may stand there, it does
+    not judge.
+    """
+    seq, head, entries = position.seq, position.head, []
+    for body in bodies:
+        seq += 1
+        entry = _read(seq, head, body)
+        head = entry.hash
+        entries.append(entry)
+    return entries
+
+
+def _read(seq: int, prev: str, body: bytes) -> Entry:
+    claims = read_record(body, f"record {seq}")
+    if claims["seq"] != seq:
+        raise LedgerError("chain_broken", f"record {claims['seq']} where {seq} belongs")
+    return Entry(seq, prev, record_hash(prev, body), body, claims)
 
 
 def verify_chain(chain: Chain, bodies: Iterable[bytes]) -> tuple[Chain, list[Entry]]:
@@ -97,61 +114,98 @@ def verify_chain(chain: Chain, bodies: Iterable[bytes]) -> tuple[Chain, list[Ent
         LedgerError: `chain_broken` or `record_out_of_place`, naming the first record that does not fit.
         InputError: for a record that is not canonical or has not the members of its kind.
     """
-    entries: list[Entry] = []
-    for body in bodies:
-        entry = read(chain.position, body)
-        chain = follow(chain, entry)
-        entries.append(entry)
-    return chain, entries
+    walk = _Walk(chain)
+    entries = [walk.read(body) for body in bodies]
+    return walk.chain(), entries
 
 
 def follow(chain: Chain, entry: Entry) -> Chain:
     """The chain once the entry stands, if it may stand there."""
-    claims = entry.claims
-    at = after(chain.position, entry)
-    if (claims["kind"] == "genesis") != (entry.seq == 1):
-        raise LedgerError("record_out_of_place", f"record {entry.seq}: a genesis stands first, and only there")
-    if claims["kind"] == "genesis":
-        if claims["epoch"] != at.epoch or claims["device"] != chain.device:
+    walk = _Walk(chain)
+    walk.place(entry)
+    return walk.chain()
+
+
+def follow_all(chain: Chain, entries: Iterable[Entry]) -> Chain:
+    """The chain once these entries stand, one after the other, if they may."""
+    walk = _Walk(chain)
+    for entry in entries:
+        walk.place(entry)
+    return walk.chain()
+
+
+class _Walk:
+    """A chain while it is followed. A record that does not fit changes nothing."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._device = chain.device
+        self._epoch, self._seq, self._head = chain.position
+        self._token = chain.token
+        self._totals = dict(chain.totals)
+
+    def chain(self) -> Chain:
+        """What is known of the chain where it is now."""
+        position = Position(self._epoch, self._seq, self._head)
+        return Chain(self._device, position, self._token, self._totals)
+
+    def read(self, body: bytes) -> Entry:
+        """Read the next record, and place it."""
+        entry = _read(self._seq + 1, self._head, body)
+        self.place(entry)
+        return entry
+
+    def place(self, entry: Entry) -> None:
+        """Let a record stand next, if it may."""
+        claims = entry.claims
+        kind = claims["kind"]
+        if (kind == "genesis") != (entry.seq == 1):
+            raise LedgerError("record_out_of_place", f"record {entry.seq}: a genesis stands first, and only there")
+        if kind == "usage":
+            self._count(claims)
+        elif kind == "token":
+            self._install(claims)
+        elif kind == "genesis" and (claims["epoch"] != self._epoch or claims["device"] != self._device):
             raise LedgerError("record_out_of_place", "the genesis is another device's or epoch's")
-    elif claims["kind"] == "token":
-        named = TokenRef(
-            jti=claims["jti"], serial=claims["serial"], iat=claims["iat"], license_id=claims["license"]
-        )
-        if chain.token is not None and named.serial <= chain.token.serial:
-            raise LedgerError("record_out_of_place", f"record {entry.seq}: a token with no higher serial")
-        return chain._replace(position=at, token=named)
-    elif claims["kind"] == "usage":
-        return _follow_usage(chain._replace(position=at), claims)
-    return chain._replace(position=at)
+        self._seq, self._head = entry.seq, entry.hash
 
+    def _install(self, claims: dict[str, Any]) -> None:
+        if self._token is not None and claims["serial"] <= self._token.serial:
+            raise LedgerError("record_out_of_place", f"record {claims['seq']}: a token with no higher serial")
+        self._token = TokenRef(claims["jti"], claims["serial"], claims["iat"], claims["license"])
 
-def _follow_usage(chain: Chain, claims: dict[str, Any]) -> Chain:
-    # A call admitted under the token before may be folded after the next one's record: it keeps that token's
-    # name, and belongs to the license of the last `token` record, as BILLING §2 says.
-    if chain.token is None or claims["license"] != chain.token.license_id:
-        raise LedgerError(
-            "record_out_of_place", f"record {claims['seq']}: usage of another license than the last token's"
-        )
-    record = UsageRecord.from_claims(claims)
-    total = chain.totals.get(record.meter, Total()).plus(record.units, record.unsettled)
-    totals = {**chain.totals, record.meter: total}
-    if max(total.units, total.unsettled) > limits.INTEGER_MAX or len(totals) > limits.METERS_MAX:
-        raise LedgerError("record_out_of_place", f"record {claims['seq']}: totals out of bounds")
-    return chain._replace(totals=totals)
+    def _count(self, claims: dict[str, Any]) -> None:
+        # A call admitted under the token before may be folded after the next one's record: it keeps that token's
+        # name, and belongs to the license of the last `token` record, as BILLING §2 says.
+        if self._token is None or claims["license"] != self._token.license_id:
+            raise LedgerError(
+                "record_out_of_place", f"record {claims['seq']}: usage of another license than the last token's"
+            )
+        meter = claims["model"], claims["unit"]
+        total = self._totals.get(meter, _NOTHING).plus(claims["units"], claims["unsettled"])
+        meters = len(self._totals) + (meter not in self._totals)
+        if max(total) > limits.INTEGER_MAX or meters > limits.METERS_MAX:
+            raise LedgerError("record_out_of_place", f"record {claims['seq']}: totals out of bounds")
+        self._totals[meter] = total
 
 
 def good_prefix(chain: Chain, bodies: Iterable[bytes]) -> tuple[Chain, list[Entry], MeterkitError | None]:
-    """Follow records as far as they hold; gives the fault that ended it, or None at a sound end."""
+    """Follow records as far as they hold; gives the fault that ended it, or None at a sound end.
+
+    Where the bodies themselves end in damage, what came before it still holds.
+
+    Raises:
+        LedgerError: `ledger_unwritable`, as the bodies do: what cannot be read now may hold all the same.
+    """
+    walk = _Walk(chain)
     entries: list[Entry] = []
-    for body in bodies:
-        try:
-            entry = read(chain.position, body)
-            chain = follow(chain, entry)
-        except MeterkitError as fault:
-            return chain, entries, fault
-        entries.append(entry)
-    return chain, entries, None
+    try:
+        for body in bodies:
+            entries.append(walk.read(body))  # noqa: PERF401 - what came before a fault is kept
+    except MeterkitError as fault:
+        if fault.code == "ledger_unwritable":
+            raise
+        return walk.chain(), entries, fault
+    return walk.chain(), entries, None
 
 
 def fork_point(left: Sequence[Entry], right: Sequence[Entry]) -> int | None:

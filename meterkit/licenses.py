@@ -1,8 +1,9 @@
 """What a license grants: which models, metered how, up to which limits, for how long, under which policy."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from meterkit import limits, shapes
+from meterkit.tuples import NamedTuple
 
 Meter = tuple[str, str]  # (model, unit): what a price and a limit belong to
 
@@ -84,7 +85,7 @@ class Policy(NamedTuple):
     @classmethod
     def from_claims(cls, claims: dict[str, Any]) -> Self:
         """Read a policy that `POLICY` has judged."""
-        return cls(**claims)
+        return cls(claims["expiry"], claims["limit"], claims["clock"])
 
     def to_claims(self) -> dict[str, Any]:
         """Write the policy as it stands in a token."""

@@ -52,6 +52,11 @@ RENEW_PERCENT = 20  # of the life: when this much is left, a new token is due
 GRACE_S = 7 * 86_400
 GRACE_MAX_S = 90 * 86_400
 
+# Replacing devices
+REPLACEMENTS_PERCENT = 10  # of a license's places, and at least one, may be given to a new device in one period
+REPLACEMENT_PERIOD_S = 30 * 86_400  # any such time, not a calendar's month
+REPLACEMENT_CODE_LIFE_S = 30 * 86_400
+
 # Keys
 KEYRING_LIFE_S = 366 * 86_400
 SIGNING_KEY_LIFE_S = 366 * 86_400
@@ -73,16 +78,22 @@ CALL_UNITS_MAX = 2**32 - 1  # items of one run()
 CELL_WINDOW_MAX = 2**24 - 1
 CELL_SLOT_BYTES = 64
 CELL_SLOTS = 2_048  # in the one cell file of a process: its threads × sessions × ways to run that they use
+CELL_FILES_MAX = 16  # above it, those of processes that are gone are folded by the next one's first call
 UNITS_PER_SECOND_MAX = 1_000_000  # above it a record is quarantined
 
 # The ledger on the device
 RECORD_KEPT_S = 35 * 86_400
+PRUNED_RECORDS_MAX = 1_000  # in one transaction
 BUSY_TIMEOUT_MS = 10_000
 
 # Sync
 SYNC_DEFAULT_S = 86_400
 SYNC_JITTER_PERCENT = 10
-HTTP_TIMEOUT_S = 30
+SYNC_SPREAD_S = 300  # a fleet that comes back overdue, as after a power cut, comes over so long
+SYNC_RETRY_S = 60  # after a failed one; twice that after the next, and so on
+SYNC_RETRY_MAX_S = 3_600
+HTTP_TIMEOUT_S = 30  # of silence
+HTTP_EXCHANGE_MAX_S = 600  # of one exchange: the largest request crosses a line of 14 kbit/s in it
 
 # Money
 AMOUNT_DECIMALS_MAX = 12

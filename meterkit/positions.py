@@ -1,6 +1,8 @@
 """A position: how far one life (epoch) of a ledger goes (FORMATS, "Encodings")."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
+
+from meterkit.tuples import NamedTuple
 
 ZERO = "0" * 64
 
@@ -15,7 +17,7 @@ class Position(NamedTuple):
     @classmethod
     def from_claims(cls, claims: dict[str, Any]) -> Self:
         """Read a position that `shapes.POSITION` has judged."""
-        return cls(**claims)
+        return cls(claims["epoch"], claims["seq"], claims["head"])
 
     def to_claims(self) -> dict[str, Any]:
         """Write the position as it crosses."""

@@ -5,13 +5,14 @@ signature says more.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from meterkit import activation, envelopes, exchange, keyrings, limits, receipts, tokens
-from meterkit.attribution import Record, TokenSpan
+from meterkit.attribution import Record, Run, TokenSpan
 from meterkit.canonical import from_bytes
 from meterkit.envelopes import Addressee
 from meterkit.errors import MeterkitError, TrustError
@@ -27,6 +28,9 @@ from meterkit.evidence import (
     listing,
 )
 from meterkit.keys import KEYRING, Keyring, KeyringKey, Trust, VerifyKey, roots_fingerprint
+from meterkit.positions import Position
+from meterkit.receipts import Receipt
+from meterkit.repeats import Dismissal, Name
 from meterkit.replay import Replay
 from meterkit.tokens import Token
 
@@ -75,16 +79,23 @@ class Proven:
     invoice_number: str
     signed_at: int
     replays: dict[str, Replay]
-    quarantined: dict[str, frozenset[tuple[str, str]]]
+    quarantined: dict[str, frozenset[Name]]
+    released: dict[str, dict[Name, int]]
+    dismissed: dict[str, dict[Name, int]]
+    repeated: dict[str, dict[Name, int]]  # how many units of a record another branch told of before
     tokens: tuple[Token, ...]
 
-    def records(self, acceptance_max: int) -> list[Record]:
-        """The usage records accepted up to a number."""
-        return [
-            record
-            for device, replay in self.replays.items()
-            for record in replay.records(acceptance_max, self.quarantined.get(device, frozenset()))
-        ]
+    def records(self, run: Run) -> list[Record]:
+        """The usage records that a run knows, by the decisions that it knows."""
+        found: list[Record] = []
+        for device, replay in self.replays.items():
+            released = _since(self.released.get(device, {}), run)
+            aside = self.quarantined.get(device, frozenset()) - released
+            dismissed = _since(self.dismissed.get(device, {}), run)
+            told = self.repeated.get(device, {})
+            repeated = {name: units for name, units in told.items() if name not in released}
+            found += replay.records(run.acceptance_max, aside, dismissed, repeated)
+        return found
 
     def spans(self) -> list[TokenSpan]:
         """When the tokens were issued and valid."""
@@ -94,6 +105,10 @@ class Proven:
             )
             for token in self.tokens
         ]
+
+
+def _since(decided: dict[Name, int], run: Run) -> frozenset[Name]:
+    return frozenset(name for name, since_run in decided.items() if since_run <= run.number)
 
 
 def prove(bundle: Bundle, trusted: Collection[str] | None) -> Proven:
@@ -119,18 +134,26 @@ def prove(bundle: Bundle, trusted: Collection[str] | None) -> Proven:
     _check_parts(bundle, manifest["parts"])
     # 4. the devices' own keys, from what they signed when they were activated
     devices = _devices(bundle)
-    # 5. every batch: the device's signature, its chain from genesis
-    replays = _replays(bundle, devices)
+    # 5. every batch: the device's signature, its chain from genesis, or from a receipt for what is gone
+    given = _receipts(bundle, vendor.keyring)
+    replays = _replays(bundle, devices, given.values())
     # 6. every receipt: where and how much it confirms is what the batches say
-    _check_receipts(bundle, vendor.keyring, replays)
-    # 7. every token; and what is kept out of the sums is a record that there is
+    _check_receipts(given, replays)
+    # 7. every token; and what is kept out of the sums, or let in, is a record that there is
     granted = _tokens(bundle, vendor.keyring)
+    decided = _decisions(bundle)
+    quarantined = _quarantined(decided["quarantined"], replays)
+    stated = decided.get("dismissed", [])
+    repeated = _repeated(replays, quarantined, stated)
     return Proven(
         vendor=vendor,
         invoice_number=manifest["invoice"],
         signed_at=manifest["iat"],
         replays=replays,
-        quarantined=_quarantined(bundle, replays),
+        quarantined=quarantined,
+        released=_released(decided.get("released", []), quarantined, repeated),
+        dismissed=_dismissed(stated, replays),
+        repeated=repeated,
         tokens=granted,
     )
 
@@ -197,10 +220,13 @@ def _devices(bundle: Bundle) -> dict[str, VerifyKey]:
     return found
 
 
-def _replays(bundle: Bundle, devices: dict[str, VerifyKey]) -> dict[str, Replay]:
+def _replays(bundle: Bundle, devices: dict[str, VerifyKey], given: Iterable[Receipt]) -> dict[str, Replay]:
     with at(ACCEPTANCES):
         stated = bundle.read(ACCEPTANCES, ACCEPTANCES_SHAPE)
     replays = {device: Replay(device) for device in devices}
+    for receipt in given:
+        if receipt.device in replays:
+            replays[receipt.device].stand_on(receipt)
     names = bundle.under("batches")
     numbers = [int(match[1]) for match in map(_BATCH_NAME.match, names) if match]
     if numbers != [each["acceptance"] for each in stated] or len(numbers) != len(names):
@@ -222,11 +248,17 @@ def _own_key(key: VerifyKey, kid: str) -> VerifyKey:
     return key
 
 
-def _check_receipts(bundle: Bundle, keyring: Keyring, replays: dict[str, Replay]) -> None:
+def _receipts(bundle: Bundle, keyring: Keyring) -> dict[str, Receipt]:
+    found = {}
     for name in bundle.under("receipts"):
         with at(name):
             addressee = Addressee(issuer=keyring.issuer)
-            receipt = receipts.open_receipt(bundle.text(name), keyring=keyring, addressee=addressee)
+            found[name] = receipts.open_receipt(bundle.text(name), keyring=keyring, addressee=addressee)
+    return found
+
+
+def _check_receipts(given: Mapping[str, Receipt], replays: dict[str, Replay]) -> None:
+    for name, receipt in given.items():
         position = receipt.position
         if name != f"receipts/{receipt.device}.{position.epoch}.{position.seq}.{position.head}.jws":
             raise Differs(name, "it confirms another position than its name says")
@@ -260,13 +292,68 @@ def _tokens(bundle: Bundle, keyring: Keyring) -> tuple[Token, ...]:
     return tuple(found)
 
 
-def _quarantined(bundle: Bundle, replays: dict[str, Replay]) -> dict[str, frozenset[tuple[str, str]]]:
+def _decisions(bundle: Bundle) -> dict[str, Any]:
     with at(DECISIONS):
-        decided = bundle.read(DECISIONS, DECISIONS_SHAPE)["quarantined"]
-    found: dict[str, set[tuple[str, str]]] = {}
-    for each in decided:
+        decided: dict[str, Any] = bundle.read(DECISIONS, DECISIONS_SHAPE)
+    return decided
+
+
+def _quarantined(stated: list[dict[str, Any]], replays: dict[str, Replay]) -> dict[str, frozenset[Name]]:
+    found: dict[str, set[Name]] = {}
+    for each in stated:
         replay = replays.get(each["device"])
         if replay is None or replay.seq_of(each["epoch"], each["hash"]) != each["seq"]:
             raise Differs(DECISIONS, f"quarantined record {each['seq']}: there is no such record")
         found.setdefault(each["device"], set()).add((each["epoch"], each["hash"]))
     return {device: frozenset(names) for device, names in found.items()}
+
+
+def _repeated(
+    replays: dict[str, Replay], quarantined: dict[str, frozenset[Name]], dismissed: list[dict[str, Any]]
+) -> dict[str, dict[Name, int]]:
+    """What several branches of a ledger tell of, and how many units of it: nobody states it, it is worked out."""
+    found: dict[str, dict[Name, int]] = {}
+    for device, replay in replays.items():
+        dismissals = [
+            Dismissal(acceptance=each["acceptance"], names=_own_records(each, replay))
+            for each in dismissed
+            if each["device"] == device
+        ]
+        repeats = replay.repeats(quarantined.get(device, frozenset()), dismissals)
+        found[device] = {name: each.units for name, each in repeats.items()}
+    return found
+
+
+def _released(
+    stated: list[dict[str, Any]],
+    quarantined: dict[str, frozenset[Name]],
+    repeated: dict[str, dict[Name, int]],
+) -> dict[str, dict[Name, int]]:
+    """What a person let into the sums: only what the rule had set aside, or counts on another branch."""
+    found: dict[str, dict[Name, int]] = {}
+    for each in stated:
+        name = (each["epoch"], each["hash"])
+        device = each["device"]
+        if name not in quarantined.get(device, frozenset()) and name not in repeated.get(device, {}):
+            raise Differs(DECISIONS, f"released record {each['seq']}: it was not set aside")
+        found.setdefault(device, {})[name] = each["since_run"]
+    return found
+
+
+def _dismissed(stated: list[dict[str, Any]], replays: dict[str, Replay]) -> dict[str, dict[Name, int]]:
+    """What a person took out of the sums: a fork's branch, and of it what no other branch has."""
+    found: dict[str, dict[Name, int]] = {}
+    for each in stated:
+        own = _own_records(each, replays.get(each["device"]))
+        held = found.setdefault(each["device"], {})
+        for name in own:
+            held[name] = min(each["since_run"], held.get(name, each["since_run"]))
+    return found
+
+
+def _own_records(dismissed: dict[str, Any], replay: Replay | None) -> frozenset[Name]:
+    head = Position(epoch=dismissed["epoch"], seq=dismissed["seq"], head=dismissed["head"])
+    own = replay.own_records(head, dismissed["acceptance"]) if replay else None
+    if own is None:
+        raise Differs(DECISIONS, f"dismissed branch {dismissed['head']}: there was no such branch of a fork")
+    return own

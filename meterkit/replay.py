@@ -4,18 +4,23 @@ What comes out are the records that a bill is made of, each with the license and
 chain and its batch give it, and with the branch on which it is cited.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from meterkit import ledger, limits
+from meterkit import ledger, limits, repeats
 from meterkit.attribution import Record, service_time
 from meterkit.errors import LedgerError
 from meterkit.exchange import Batch
-from meterkit.ledger import Chain, Entry, Total
+from meterkit.ledger import Chain, Entry, TokenRef, Total
 from meterkit.licenses import Meter
 from meterkit.positions import ZERO, Position
+from meterkit.receipts import Receipt
+from meterkit.repeats import Dismissal, Link, Name, Repeat
 from meterkit.tokens import Token
 from meterkit.usage import UsageRecord
+
+_NOTHING: Mapping[Name, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,30 @@ class Replay:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._nodes: dict[tuple[str, str], Node] = {}  # (epoch, hash)
+        self._nodes: dict[Name, Node] = {}
+        self._foundations: dict[Position, Receipt] = {}
+        self._founded: dict[Position, Chain] = {}
+
+    def stand_on(self, receipt: Receipt) -> None:
+        """Let a chain go on from a receipt where no batch reaches its position: the records before are gone.
+
+        That the server gave it is the caller's to check. What follows is under no known token up to the next
+        `token` record.
+        """
+        self._foundations[receipt.position] = receipt
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether a chain does so whose records before have not come after all."""
+        return any((at.epoch, at.head) not in self._nodes for at in self._founded)
+
+    def _found(self, batch: Batch) -> Chain | None:
+        receipt = self._foundations.get(batch.start)
+        if receipt is None:
+            return None
+        token = TokenRef(jti="", serial=0, iat=0, license_id=batch.license_id or "")
+        chain = Chain(device=self._device, position=batch.start, token=token, totals=receipt.totals)
+        return self._founded.setdefault(batch.start, chain)
 
     def add(self, batch: Batch, *, acceptance: int, received_at: int) -> None:
         """Follow one accepted batch. Its signature is the caller's to check.
@@ -43,7 +71,7 @@ class Replay:
                 `record_out_of_place`), or does not reach the head that it names.
             InputError: for a record that has not the form of its kind.
         """
-        chain = self._chain_at(batch.start)
+        chain = self._chain_at(batch.start) or self._found(batch)
         if chain is None:
             raise LedgerError("batch_gap", f"epoch {batch.epoch}, seq {batch.seq_from}")
         for body in batch.bodies:
@@ -61,7 +89,9 @@ class Replay:
         if position.seq == 0 and position.head == ZERO:
             return Chain(device=self._device, position=Position(epoch=position.epoch))
         node = self._nodes.get((position.epoch, position.head))
-        return node.chain if node is not None and node.entry.seq == position.seq else None
+        if node is None or node.entry.seq != position.seq:
+            return self._founded.get(position)
+        return node.chain
 
     def totals_at(self, position: Position) -> Mapping[Meter, Total] | None:
         """The totals from the epoch's genesis to a position, or None if no batch reaches it."""
@@ -78,7 +108,7 @@ class Replay:
         node = self._nodes.get((position.epoch, position.head))
         return None if node is None else node.received_at
 
-    def suspects(self, license_ids: Collection[str], known: Mapping[str, Token]) -> frozenset[tuple[str, str]]:
+    def suspects(self, license_ids: Collection[str], known: Mapping[str, Token]) -> frozenset[Name]:
         """The records of some licenses that are set aside until a person decides, as (epoch, hash).
 
         They were made under a token that was not issued to this device as its ledger says, or hold more units
@@ -92,9 +122,7 @@ class Replay:
             and (self._is_unknown(node, known) or _is_implausible(UsageRecord.from_claims(node.entry.claims)))
         )
 
-    def of_licenses(
-        self, names: Collection[tuple[str, str]], license_ids: Collection[str]
-    ) -> frozenset[tuple[str, str]]:
+    def of_licenses(self, names: Collection[Name], license_ids: Collection[str]) -> frozenset[Name]:
         """Those of the named records that some licenses' usage is made of."""
         return frozenset(name for name in names if self._nodes[name].entry.claims.get("license") in license_ids)
 
@@ -109,18 +137,63 @@ class Replay:
             issued.iat,
         ) != (told.license_id, told.serial, told.iat)
 
-    def records(self, acceptance_max: int, quarantined: frozenset[tuple[str, str]]) -> Iterator[Record]:
+    def own_records(self, tip: Position, acceptance_max: int) -> frozenset[Name] | None:
+        """The records that only one branch of a fork has, by what was accepted up to a number.
+
+        None where the position was not the end of a branch then, or no other branch was known.
+        """
+        nodes = {
+            own: node
+            for (epoch, own), node in self._nodes.items()
+            if epoch == tip.epoch and node.acceptance <= acceptance_max
+        }
+        ends = nodes.keys() - {node.entry.prev for node in nodes.values()}
+        if tip.head not in ends or len(ends) < 2 or nodes[tip.head].entry.seq != tip.seq:
+            return None
+        shared: set[str] = set()
+        for end in ends - {tip.head}:
+            _walk_back(nodes, end, shared)
+        return frozenset((tip.epoch, own) for own in _walk_back(nodes, tip.head, shared))
+
+    def fork_points(self, epoch: str) -> list[tuple[Position, int]]:
+        """Where an epoch's branches part, and into how many."""
+        following: dict[str, int] = {}
+        for (own_epoch, _), node in self._nodes.items():
+            if own_epoch == epoch:
+                following[node.entry.prev] = following.get(node.entry.prev, 0) + 1
+        return [
+            (self._nodes[epoch, prev].chain.position if prev != ZERO else Position(epoch=epoch), count)
+            for prev, count in following.items()
+            if count > 1
+        ]
+
+    def repeats(self, aside: Collection[Name], dismissals: Sequence[Dismissal]) -> dict[Name, Repeat]:
+        """The records that tell of counts that another branch told of before (`meterkit.repeats`).
+
+        `aside` are those that the rule sets aside, whatever was decided since.
+        """
+        return repeats.find(map(_link, self._nodes.items()), aside, dismissals)
+
+    def records(
+        self,
+        acceptance_max: int,
+        quarantined: frozenset[Name],
+        dismissed: frozenset[Name] = frozenset(),
+        repeated: Mapping[Name, int] = _NOTHING,
+    ) -> Iterator[Record]:
         """The usage records accepted up to a number, each on its branch as it stood then.
 
-        `quarantined` names records by (epoch, hash).
+        `quarantined` and `dismissed` name records by (epoch, hash); `repeated` says how many units of which
+        are counted on another branch.
         """
         nodes = {name: node for name, node in self._nodes.items() if node.acceptance <= acceptance_max}
         branches = _branches(nodes)
         for name, node in nodes.items():
             if node.entry.claims["kind"] == "usage":
-                yield self._record(node, branches[name], quarantined=name in quarantined)
+                out = (name in quarantined, name in dismissed, repeated.get(name, 0))
+                yield self._record(node, branches[name], out)
 
-    def _record(self, node: Node, branch: str, *, quarantined: bool) -> Record:
+    def _record(self, node: Node, branch: str, out: tuple[bool, bool, int]) -> Record:
         used = UsageRecord.from_claims(node.entry.claims)
         token = node.chain.token
         if token is None:
@@ -137,8 +210,28 @@ class Replay:
             unsettled=used.unsettled,
             service_at=service_time(used.start_s, token_iat=token.iat, received_at=node.received_at),
             acceptance=node.acceptance,
-            quarantined=quarantined,
+            quarantined=out[0],
+            dismissed=out[1],
+            repeated=out[2],
         )
+
+
+def _link(item: tuple[Name, Node]) -> Link:
+    name, node = item
+    claims = node.entry.claims
+    span = repeats.span_of(UsageRecord.from_claims(claims)) if claims["kind"] == "usage" else None
+    return Link(name=name, prev=node.entry.prev, seq=node.entry.seq, acceptance=node.acceptance, span=span)
+
+
+def _walk_back(nodes: Mapping[str, Node], end: str, shared: set[str]) -> set[str]:
+    """Walk from a branch's end to what is shared already; add what was walked to it, and give it."""
+    walked = set()
+    at = end
+    while at in nodes and at not in shared:
+        shared.add(at)
+        walked.add(at)
+        at = nodes[at].entry.prev
+    return walked
 
 
 def _is_implausible(used: UsageRecord) -> bool:

@@ -1,11 +1,12 @@
 """The signed list of what no longer holds: tokens, licenses, devices, packages (FORMATS, "Revocations")."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from meterkit import envelopes, limits, shapes
 from meterkit.envelopes import Addressee
 from meterkit.errors import TrustError
 from meterkit.keys import Keyring
+from meterkit.tuples import NamedTuple
 
 _MAX = limits.REVOCATIONS_ENTRIES_MAX
 SHAPE = shapes.Members(

@@ -14,7 +14,12 @@ from meterkit.positions import ZERO
 
 Shape = Callable[[Any, str], Any]
 
-_KEY = "[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]"
+_BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
+_BASE64URL = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_BASE64URL_LAST = "AEIMQUYcgkosw048"  # of 32 bytes: the two unused bits are zero
+_HEX = "0123456789abcdef"
+_NAME_FIRST = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+_NAME = f"{_NAME_FIRST}._-"
 
 
 def refuse(where: str, why: str) -> InputError:
@@ -76,15 +81,36 @@ def boolean(value: Any, where: str) -> Any:
     return value
 
 
-def matching(pattern: str, what: str, *, prefix: str = "") -> Shape:
-    """Text that the pattern matches whole, after a prefix. It is compiled when it is first needed."""
-    match: Callable[[str, int], Any] | None = None
+def matching(pattern: str, what: str) -> Shape:
+    """Text that the pattern matches whole. It is compiled when it is first needed."""
+    match: Callable[[str], Any] | None = None
 
     def shape(value: Any, where: str) -> Any:
         nonlocal match
         if match is None:
             match = re.compile(rf"(?:{pattern})\Z").match
-        if not isinstance(value, str) or not value.startswith(prefix) or not match(value, len(prefix)):
+        if not isinstance(value, str) or not match(value):
+            raise refuse(where, f"must be {what}")
+        return value
+
+    return shape
+
+
+def letters(alphabet: str, count: int, what: str, *, prefix: str = "", last: str = "") -> Shape:
+    """Text of so many letters of an alphabet, after a prefix; the last one may have to be one of fewer.
+
+    A pattern would say the same, and take longer to compile than a device takes to read its token.
+    """
+    chars, last = len(prefix) + count, last or alphabet
+
+    def shape(value: Any, where: str) -> Any:
+        if (
+            not isinstance(value, str)
+            or len(value) != chars
+            or not value.startswith(prefix)
+            or value[len(prefix) :].strip(alphabet)  # it takes letters from both ends until it meets another
+            or value[-1] not in last
+        ):
             raise refuse(where, f"must be {what}")
         return value
 
@@ -161,22 +187,33 @@ def mapping(inner: Shape, items_max: int) -> Shape:
 
 def ident(prefix: str) -> Shape:
     """An identifier: the prefix, and 128 random bits in base32."""
-    return matching("[a-z2-7]{26}", f"an id that starts with {prefix}_", prefix=f"{prefix}_")
+    return letters(_BASE32, 26, f"an id that starts with {prefix}_", prefix=f"{prefix}_")
+
+
+def NAME(value: Any, where: str) -> Any:  # noqa: N802 - a shape like those below
+    """A name, as products, models and meters have them."""
+    if (
+        not isinstance(value, str)
+        or not 1 <= len(value) <= limits.NAME_CHARS_MAX
+        or value.strip(_NAME)
+        or value[0] not in _NAME_FIRST
+    ):
+        raise refuse(where, "must be a name of letters, digits, '.', '_' and '-'")
+    return value
 
 
 TIME = integer(0, limits.TIME_MAX_S)
 SIGNED_TIME = integer(0, limits.SIGNED_TIME_MAX_S)
 SEQ = integer(0)
 UNITS = integer(0)
-NAME = matching("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", "a name of letters, digits, '.', '_' and '-'")
-KEY = matching(_KEY, "32 bytes in base64url")
+KEY = letters(_BASE64URL, 43, "32 bytes in base64url", last=_BASE64URL_LAST)
 KID = KEY
-HASH = matching("[0-9a-f]{64}", "64 hex digits")
-DEVICE = matching(_KEY, "a device id", prefix="dev_")
+HASH = letters(_HEX, 64, "64 hex digits")
+DEVICE = letters(_BASE64URL, 43, "a device id", prefix="dev_", last=_BASE64URL_LAST)
 EPOCH = ident("ep")
 LICENSE = ident("lic")
 TOKEN = ident("tok")
-BOOT = matching("[0-9a-f-]{36}", "a boot id")
+BOOT = letters(f"{_HEX}-", 36, "a boot id")
 VERSION_1 = one_of(1)
 METER_UNIT = one_of("call", "item")
 JWS = matching(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{86}", "a compact JWS")

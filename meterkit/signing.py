@@ -11,6 +11,11 @@ from meterkit.errors import InputError
 from meterkit.keys import SigningKey
 
 
+def load() -> None:
+    """Import the JWS library now, rather than in the midst of a first signing."""
+    import jwt  # noqa: F401, PLC0415 - it costs half a device's start-up, and is needed only to sign
+
+
 def sign(kind: Kind, claims: dict[str, Any], key: SigningKey) -> str:
     """Sign claims as canonical JSON; the text is a compact JWS with the kind's `typ` and the key's id."""
     return sign_payload(kind, to_bytes(claims), key)
@@ -22,7 +27,7 @@ def sign_payload(kind: Kind, payload: bytes, key: SigningKey) -> str:
     Raises:
         InputError: `too_large` if no reader of this kind would take it.
     """
-    import jwt  # noqa: PLC0415 - it costs half a device's start-up, and is needed only to sign
+    import jwt  # noqa: PLC0415 - see above
 
     headers = {"kid": key.kid, "typ": kind.typ}
     text = jwt.PyJWS().encode(payload, key.native, algorithm="EdDSA", headers=headers)

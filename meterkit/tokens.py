@@ -4,7 +4,7 @@ Signing is `meterkit.signing.sign(envelopes.TOKEN, token.to_claims(), key)`.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from meterkit import envelopes, limits, shapes
 from meterkit.clocks import Instant
@@ -14,6 +14,7 @@ from meterkit.keys import Keyring
 from meterkit.licenses import POLICY, ModelTerms, Policy, model_shape
 from meterkit.positions import Position
 from meterkit.revocations import Revocations
+from meterkit.tuples import NamedTuple
 
 _MEMBERS = shapes.Members(
     v=shapes.VERSION_1,

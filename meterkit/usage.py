@@ -1,10 +1,14 @@
 """The records of a ledger: what a device says that happened (FORMATS, "Ledger records")."""
 
-from typing import Any, NamedTuple
+import re
+from functools import cache
+from typing import Any
 
 from meterkit import limits, shapes
+from meterkit.canonical import from_canonical
 from meterkit.licenses import Meter
 from meterkit.positions import Position
+from meterkit.tuples import NamedTuple
 
 FLAGS = ("over_limit", "grace", "expired", "clock", "cell_lost", "recovered")
 CLOCK_REASONS = ("back", "forward", "unset", "mended")
@@ -72,6 +76,81 @@ def record_shape(value: Any, where: str) -> Any:
     return value
 
 
+def read_record(body: bytes, where: str) -> dict[str, Any]:
+    """Read a record's canonical bytes and judge its form.
+
+    Nearly every record is one of usage, as a device writes it. A pattern that none but sound ones match reads
+    those in a tenth of the time; all others take the long way to the same end.
+
+    Raises:
+        InputError: `too_large`, `not_text`, `malformed_json`, `not_canonical`, `malformed_members`.
+    """
+    found = _usual_usage()(body)
+    claims = _usual_claims(found.groups()) if found and len(body) <= limits.RECORD_BYTES_MAX else None
+    if claims is None:
+        claims = from_canonical(body, bytes_max=limits.RECORD_BYTES_MAX)
+        record_shape(claims, where)
+    return claims
+
+
+@cache
+def _usual_usage() -> Any:
+    number, ident = rb"(0|[1-9][0-9]{0,14})", rb"_[a-z2-7]{26}"
+    members = {
+        b"boot": rb'"([0-9a-f-]{36})"',
+        b"cell": rb'"(cel' + ident + rb')"',
+        b"digest": rb'"([0-9a-f]{64})"',
+        b"flags": rb"\[((?:" + b"|".join(b'"%s"' % flag.encode() for flag in FLAGS) + rb")?)\]",
+        b"from": number,
+        b"kind": rb'"usage"',
+        b"license": rb'"(lic' + ident + rb')"',
+        b"model": rb'"([A-Za-z0-9][A-Za-z0-9._-]{0,%d})"' % (limits.NAME_CHARS_MAX - 1),
+        b"provisional": rb"(true|false)",
+        b"seq": number,
+        b"time": number,
+        b"to": number,
+        b"token": rb'"(tok' + ident + rb')"',
+        b"unit": rb'"(call|item)"',
+        b"units": number,
+        b"unsettled": number,
+        b"v": rb"1",
+        b"window": number,
+    }
+    inner = b",".join(b'"%s":%s' % each for each in members.items())
+    return re.compile(rb"\{" + inner + rb"\}").fullmatch
+
+
+def _usual_claims(found: tuple[bytes, ...]) -> dict[str, Any] | None:
+    """What a usage record says that the pattern has matched; None where a number is not one it may say."""
+    numbers = [int(found[place]) for place in (4, 8, 9, 10, 13, 14, 15)]
+    count_from, seq, time, count_to, units, unsettled, window = numbers
+    proven = count_to - count_from
+    if proven < 0 or (units != proven and found[3] != b'"cell_lost"') or not seq:
+        return None
+    if time > limits.TIME_MAX_S or window > limits.CELL_WINDOW_MAX:
+        return None
+    return {
+        "boot": found[0].decode(),
+        "cell": found[1].decode(),
+        "digest": found[2].decode(),
+        "flags": [found[3][1:-1].decode()] if found[3] else [],
+        "from": count_from,
+        "kind": "usage",
+        "license": found[5].decode(),
+        "model": found[6].decode(),
+        "provisional": found[7] == b"true",
+        "seq": seq,
+        "time": time,
+        "to": count_to,
+        "token": found[11].decode(),
+        "unit": found[12].decode(),
+        "units": units,
+        "unsettled": unsettled,
+        "v": 1,
+        "window": window,
+    }
+
+
 class UsageRecord(NamedTuple):
     """Units of one meter, admitted in one 900-second window, under one token.
 
@@ -109,9 +188,24 @@ class UsageRecord(NamedTuple):
     @classmethod
     def from_claims(cls, claims: dict[str, Any]) -> "UsageRecord":
         """Read a usage record that `record_shape` has judged."""
-        renamed = {"license": "license_id", "from": "count_from", "to": "count_to"}
-        values = {renamed.get(name, name): value for name, value in claims.items() if name not in ("v", "kind")}
-        return cls(**{**values, "flags": tuple(claims["flags"])})
+        return cls(
+            claims["seq"],
+            claims["time"],
+            claims["boot"],
+            claims["window"],
+            claims["provisional"],
+            claims["license"],
+            claims["token"],
+            claims["model"],
+            claims["digest"],
+            claims["unit"],
+            claims["units"],
+            claims["unsettled"],
+            tuple(claims["flags"]),
+            claims["cell"],
+            claims["from"],
+            claims["to"],
+        )
 
     def to_claims(self) -> dict[str, Any]:
         """Write the record as it is hashed."""

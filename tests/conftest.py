@@ -5,15 +5,31 @@ from pathlib import Path
 
 import pytest
 from fleet import Api, Fleet
+from postgresql import Cluster
 from starlette.testclient import TestClient
 
 from licensing_server.app import create_app
 
 
 @pytest.fixture(scope="session")
-def first_fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """A server as `init` makes it, once: tests work on copies of it."""
-    made = Fleet.start(tmp_path_factory.mktemp("fleet"))
+def cluster() -> Iterator[Cluster]:
+    """A real PostgreSQL, started for whoever asks for it first."""
+    made = Cluster()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def postgresql(request: pytest.FixtureRequest) -> Cluster | None:
+    """Where a server has its database: once in the embedded one, once there."""
+    found: Cluster | None = request.getfixturevalue("cluster") if request.param == "postgresql" else None
+    return found
+
+
+@pytest.fixture(scope="session")
+def first_fleet(postgresql: Cluster | None, tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """A server as `init` makes it, once on each database: tests work on copies of it."""
+    made = Fleet.start(tmp_path_factory.mktemp("fleet"), cluster=postgresql)
     made.close()
     return made
 
@@ -23,7 +39,7 @@ def fleet(first_fleet: Fleet, tmp_path: Path) -> Iterator[Fleet]:
     """A real server in a temporary directory, under a clock that only the test moves."""
     made = first_fleet.copy(tmp_path, seed=2)
     yield made
-    made.close()
+    made.remove()
 
 
 @pytest.fixture

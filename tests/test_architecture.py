@@ -18,9 +18,16 @@ PACKAGES = ("meterkit", "device_sdk", "licensing_server")
 HOMES = {
     "jwt": {"meterkit.signing"},
     "onnxruntime": {"device_sdk.runtime"},
-    "sqlite3": {"device_sdk.ledger_store", "licensing_server.database"},
+    "sqlite3": {
+        "device_sdk.ledger_faults",
+        "device_sdk.ledger_store",
+        "device_sdk.ledger_transaction",
+        "licensing_server.database",
+    },
     "sqlite_utils": {"device_sdk.ledger_schema"},
     "httpx2": {"device_sdk.transport"},
+    "fpdf": {"licensing_server.billing.rendering.pdf"},
+    "segno": {"licensing_server.billing.rendering.qr"},
 }
 IMPURE = {
     "os", "socket", "ssl", "http", "urllib", "pathlib", "shutil", "tempfile", "subprocess", "time",
@@ -29,7 +36,7 @@ IMPURE = {
 IMPURE_BUILTINS = {"open", "print", "input"}
 IMPURE_METHODS = {"now", "today", "utcnow", "time_ns", "urandom", "token_bytes"}
 SHELLS = {"meterkit.cli", "meterkit.terminal"}
-NOUNS = ("catalog", "customers", "licenses", "devices", "usage", "billing")
+NOUNS = ("audit_log", "catalog", "customers", "licenses", "devices", "usage", "reconciliation", "billing")
 
 
 @functools.cache
@@ -180,6 +187,13 @@ def test_no_bare_assert_guards_anything():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), name
 
 
+def test_named_tuples_are_those_that_cost_a_start_little():
+    for name, tree in modules().items():
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "typing"]
+        uses = any(alias.name == "NamedTuple" for node in froms for alias in node.names)
+        assert not uses or name == "meterkit.tuples", name
+
+
 PLAIN = """
 import sys, numpy, onnxruntime
 onnxruntime.InferenceSession({model!r}).run(None, {{"X": numpy.ones((3, 2), numpy.float32)}})
@@ -194,17 +208,17 @@ session.run(None, {{"X": numpy.ones((3, 2), numpy.float32)}})
 print(*sys.modules)
 """
 EXCHANGE_SIDE = {
-    "device_sdk.exchanging", "device_sdk.inbox", "device_sdk.ledger_schema", "device_sdk.outbox",
-    "device_sdk.requests", "device_sdk.schedule", "device_sdk.standings", "device_sdk.transport",
-    "meterkit.activation", "meterkit.exchange", "meterkit.signing",
+    "device_sdk.background", "device_sdk.deadline", "device_sdk.exchanging", "device_sdk.inbox",
+    "device_sdk.ledger_schema", "device_sdk.outbox", "device_sdk.requests", "device_sdk.schedule",
+    "device_sdk.standings", "device_sdk.transport", "meterkit.activation", "meterkit.exchange", "meterkit.signing",
 }  # fmt: skip
 LIBRARIES_NEEDED = {"cryptography", "_cffi_backend", "_openssl", *PACKAGES}
 # What of a library, or beside it, costs a start more than it gives; most come in by one careless import.
 COSTLY = {
     "asyncio", "base64", "cryptography.hazmat.backends", "cryptography.hazmat.primitives.ciphers",
     "cryptography.hazmat.primitives.serialization", "cryptography.x509", "dataclasses", "decimal", "email",
-    "hashlib", "hmac", "http", "importlib.metadata", "logging", "platform", "random", "secrets", "socket", "ssl",
-    "subprocess", "tempfile", "uuid", "zipfile",
+    "hashlib", "hmac", "http", "importlib.metadata", "ipaddress", "logging", "pathlib", "platform", "random",
+    "secrets", "socket", "ssl", "subprocess", "tempfile", "urllib", "uuid", "zipfile",
 }  # fmt: skip
 
 

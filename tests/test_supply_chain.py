@@ -32,4 +32,5 @@ def test_the_wheel_holds_the_packages_and_no_secret(tmp_path, monkeypatch):
     assert tops == {"meterkit", "device_sdk", "licensing_server"}
     assert {f"{package}/py.typed" for package in tops} <= set(names)
     assert any(name.startswith("licensing_server/migrations/versions/") for name in names)
+    assert {f"licensing_server/billing/rendering/DejaVuSans.{kind}" for kind in ("ttf", "LICENSE")} <= set(names)
     assert not [name for name in names if name.endswith((".key", ".pem", ".sqlite", ".jws"))]

@@ -1,13 +1,28 @@
-"""What the ledger writes: disk syncs per million inferences, and its size after a year."""
+"""What the ledger writes: disk syncs per million inferences, and how large it is in a year."""
 
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from harness import Row
+import device_models
+import numpy as np
+from device_site import Site
+from harness import Row, timed
+from vendor import item_model
+from world import add_model, licensed_device, options, sessions
+
+from device_sdk import LicensedSession
+from device_sdk.keeper import tick
+from device_sdk.ledger_transaction import Transaction
+from meterkit import limits
 
 CALLS = 1_000_000
 PROGRAM = """
@@ -24,12 +39,20 @@ with licensed_device() as device:
         step()
     print("end", flush=True)
 """
+DAY_S = 86_400
+FRAMES = {"frames": np.ones((20_000, 4), np.float32), "scale": np.ones(4, np.float32)}
+VALUES = {"X": np.ones(20_000, np.float32)}
+MODELS = {"door-detector": (device_models.rows(), FRAMES), "door-classifier": (add_model("N"), VALUES)}
+MEMORY = Path("/dev/shm")  # noqa: S108 - it is the size that counts here, not the disk
 
 
 def rows() -> list[Row]:
-    """Syncs per million; where strace is missing, no row."""
-    if shutil.which("strace") is None:
-        return []
+    """All of them; where strace is missing, no syncs."""
+    return [*([] if shutil.which("strace") is None else [syncs()]), lease_commits(), year()]
+
+
+def syncs() -> Row:
+    """Disk syncs while a million inferences run, counted from outside."""
     path = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "support")]
     with tempfile.TemporaryDirectory() as folder:
         program, trace = Path(folder, "program.py"), Path(folder, "trace")
@@ -43,4 +66,65 @@ def rows() -> list[Row]:
     counted = [match[1] for line in lines[begin:end] if (match := re.search(r"\b(fsync|fdatasync|msync)\(", line))]
     syncs = sum(name != "msync" for name in counted)
     values = {"msync": float(len(counted) - syncs)}
-    return [Row("disk syncs per million inferences, add", float(syncs), None, 1, "syncs", values)]
+    return Row("disk syncs per million inferences, add", float(syncs), None, 1, "syncs", values)
+
+
+def lease_commits() -> Row:
+    """The share of the time that is spent on leases, at full pace, until half of a limit is used."""
+    with licensed_device(limit=2 * CALLS) as device:
+        _, gated, feed = sessions(device, "add")
+        took: list[int] = []
+        write = device.counter.store.write
+
+        @contextmanager
+        def timed_write() -> Iterator[Transaction]:
+            start = time.perf_counter_ns()
+            with write() as tx:
+                yield tx
+            took.append(time.perf_counter_ns() - start)
+
+        device.counter.store.write = timed_write  # type: ignore[method-assign]
+        start = time.perf_counter_ns()
+        timed(partial(gated.run, None, feed), CALLS)
+        passed = time.perf_counter_ns() - start
+        values = {
+            "commits": float(len(took)),
+            "median_ms": statistics.median(took) / 1e6,
+            "pace_per_s": CALLS * 1e9 / passed,
+        }
+        return Row(
+            "time on leases until half of a limit is used, add",
+            100 * sum(took) / passed,
+            None,
+            1,
+            "percent",
+            values,
+        )
+
+
+def year() -> Row:
+    """How large the ledger is at most in a year in which two models never rest, receipted every 31 days."""
+    terms = [
+        item_model(name, device_models.digest(model), next(iter(feed))) for name, (model, feed) in MODELS.items()
+    ]
+    sizes = []
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        site = Site(Path(folder, "device"))
+        device = site.activated(*terms, life_s=40 * DAY_S)
+        running = [
+            partial(LicensedSession(model, options(), device=device, model=name).run, None, feed)
+            for name, (model, feed) in MODELS.items()
+        ]
+        for second in range(0, 365 * DAY_S, limits.WINDOW_S):
+            if second and second % (31 * DAY_S) == 0:
+                site.sync(device, *terms, life_s=40 * DAY_S)
+            for run in running:
+                run()
+            tick(device.counter)
+            sizes.append(Path(device.vault.ledger).stat().st_size)
+            site.time.run_on(limits.WINDOW_S)
+        with device.counter.transaction() as tx:
+            ((kept, made),) = tx.rows("SELECT COUNT(*), MAX(seq) FROM records")
+        device.close()
+    values = {"records": float(made), "kept": float(kept)}
+    return Row("ledger of two models, a year, receipted monthly", max(sizes) / 1e6, None, 1, "MB", values)

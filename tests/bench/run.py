@@ -9,10 +9,19 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(Path(__file__).resolve().pa
 import disk  # noqa: E402
 import gate  # noqa: E402
 import harness  # noqa: E402
+import ingest  # noqa: E402
+import returning  # noqa: E402
 import start  # noqa: E402
 import tokens  # noqa: E402
 
-GROUPS = {"gate": gate.rows, "start": start.rows, "disk": disk.rows, "tokens": tokens.rows}
+GROUPS = {
+    "gate": gate.rows,
+    "start": start.rows,
+    "disk": disk.rows,
+    "tokens": tokens.rows,
+    "ingest": ingest.rows,
+    "returning": returning.rows,
+}
 
 
 def main() -> None:

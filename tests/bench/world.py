@@ -57,10 +57,10 @@ def options() -> onnxruntime.SessionOptions:
 
 
 @contextmanager
-def licensed_device() -> Iterator[Device]:
-    """A device with a license for all the models, without limits."""
+def licensed_device(limit: int | None = None) -> Iterator[Device]:
+    """A device with a license for all the models; without limits, unless one is named."""
     vendor = Vendor(now=int(time.time()))
-    terms = [call_model(name, hashlib.sha256(data).hexdigest()) for name, (data, _) in MODELS.items()]
+    terms = [call_model(name, hashlib.sha256(data).hexdigest(), limit) for name, (data, _) in MODELS.items()]
     items = MODELS["items"][0]
     terms[1] = item_model("items", hashlib.sha256(items).hexdigest(), "X")
     with (

@@ -340,7 +340,7 @@ def test_noise_raises_nothing_but_refusals(text, data):
     outcome(exchange.split_batches, data, batches_max=16)
 
 
-@pytest.mark.parametrize("value", [None, 1, b"x", [], object()], ids=repr)
+@pytest.mark.parametrize("value", [None, 1, b"x", [], object()], ids=lambda value: type(value).__name__)
 def test_what_is_no_text_is_refused_as_such(value):
     assert outcome(activation.open_activation, value) == "not_text"
     assert outcome(exchange.open_batch, value, find) == "not_text"

@@ -59,6 +59,18 @@ def test_lives_and_graces_are_within_their_bounds():
     assert limits.TOKEN_LIFE_S <= limits.SIGNING_KEY_LIFE_S <= limits.KEYRING_LIFE_S
 
 
+def test_a_sync_ends_before_the_next_and_bears_a_slow_line():
+    assert limits.HTTP_TIMEOUT_S * 2 <= limits.HTTP_EXCHANGE_MAX_S
+    assert limits.HTTP_EXCHANGE_MAX_S <= limits.SYNC_RETRY_MAX_S < limits.SYNC_DEFAULT_S
+    largest_bytes = max(limits.EXCHANGE_WIRE_BYTES_MAX, limits.ACTIVATION_BYTES_MAX)
+    assert largest_bytes * 8 <= limits.HTTP_EXCHANGE_MAX_S * 14_400
+
+
+def test_a_fleet_that_comes_at_once_is_spread_and_tries_often_enough():
+    assert limits.SYNC_RETRY_S <= limits.SYNC_SPREAD_S <= limits.SYNC_RETRY_MAX_S
+    assert limits.SYNC_RETRY_MAX_S * 2 <= limits.TOKEN_LIFE_S * limits.RENEW_PERCENT // 100
+
+
 def test_the_clock_is_suspect_before_a_window_can_be_won():
     assert limits.CLOCK_BACK_MAX_S < limits.WINDOW_S
     assert limits.CLOCK_AGREE_S < limits.WINDOW_S

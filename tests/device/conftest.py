@@ -2,6 +2,7 @@ import device_models
 import onnxruntime
 import pytest
 from device_site import LOOPING, MUL, ROWS, Site, quiet_options, session, use
+from http_answers import Server
 
 from meterkit import limits
 
@@ -53,3 +54,12 @@ def used(site):
         site.time.run_on(limits.WINDOW_S)
     device.close()
     return device
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    made = Server()
+    yield made
+    made.stop()

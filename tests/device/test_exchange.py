@@ -244,3 +244,25 @@ def test_an_older_receipt_does_not_replace_a_newer_one(site, device, running):
     held = device.holder.receipt()
     device.take_reply(older)
     assert device.holder.receipt() == held
+
+
+def test_a_server_that_has_forgotten_what_it_confirmed_is_told_again(site, device, running):
+    use(running, 2)
+    site.vendor.accept(device.make_batches())
+    epoch = opened(site, device.make_batches())[0].epoch
+    backup = site.vendor.chains[epoch]
+    use(running, 2)
+    device.take_reply(site.vendor.accept(device.make_batches()))
+    first = opened(site, device.make_batches())[0].seq_from
+    assert first > backup.position.seq + 1
+    site.vendor.chains[epoch] = backup
+    same_time = Reply(receipts=(site.vendor._receipt(device.id, epoch),)).to_bytes()
+    device.take_reply(same_time)  # as old as the one held: nothing that was asked since
+    assert opened(site, device.make_batches())[0].seq_from == first
+    site.vendor.now += 1
+    asked = Reply(receipts=(site.vendor._receipt(device.id, epoch),)).to_bytes()
+    device.take_reply(asked)
+    assert opened(site, device.make_batches())[0].seq_from == backup.position.seq + 1
+    device.take_reply(site.vendor.accept(device.make_batches()))
+    device.take_reply(asked)
+    assert device.status().unreceipted_records == 0

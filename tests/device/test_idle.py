@@ -73,6 +73,17 @@ def test_the_time_that_passed_is_stored_once_a_window_even_if_nothing_else_happe
     assert passed - limits.WINDOW_S < site.open().status().time <= passed + 60
 
 
+def test_the_time_that_passed_is_stored_when_a_device_is_closed_that_counted_nothing(site):
+    site.activated(MUL).close()
+    device = site.open()
+    site.time.run_on(6 * 86_400)
+    passed = site.time.now_s
+    device.close()
+    site.time.reboot(off_s=0)
+    site.time.wall_ns = 30 * NS
+    assert site.open().status().time >= passed
+
+
 def test_a_clock_that_was_set_back_is_noted_by_looking_alone(site):
     """Between two looks it comes back: the next step back is measured from there, and adds to the first."""
     device = site.activated(MUL)

@@ -11,7 +11,8 @@ import vendor as vendors
 from device_site import MUL, ROWS, START_S, Site, digests, limited, recorded, records, session, unchanged, use
 from vendor import call_model
 
-from device_sdk import DenialError, Device, MeterkitError, Trust
+from device_sdk import DenialError, Device, DeviceError, MeterkitError, Trust
+from device_sdk.keeper import tick
 from device_sdk.vault import Vault
 from meterkit import envelopes, limits, signing
 from meterkit.canonical import from_base64url
@@ -95,6 +96,60 @@ def test_an_old_token_file_that_is_put_back_is_refused_and_breaks_nothing(site, 
     assert recorded(device) == 7
     site.vendor.accept(device.make_batches())
     assert site.vendor.units("mul") == 7
+
+
+def cut_short(site, device, **changes) -> None:
+    """What is left when whoever installs a token is killed once it is stored, before its record is committed."""
+    with device.counter.transaction() as tx:
+        here = tx.position()
+    text = site.vendor.token(device.id, here, [MUL], **changes)
+    device.holder.keep_token(device.holder.open_token(text, serial_min=0))
+
+
+@pytest.mark.parametrize("reopened", [True, False])
+def test_an_installation_that_was_cut_short_is_finished_and_no_unit_changes_its_license(
+    site, device, running, reopened
+):
+    use(running, 3)
+    first, second = site.vendor.license_id, vendors.new_id("lic")
+    cut_short(site, site.open(), license_id=second)
+    tick(device.counter)  # it sees that somebody else installs
+    use(session(site.open()) if reopened else running, 2)
+    recorded(device)
+    told = [(each["kind"], each["license"], each.get("units")) for each in records(device)[1:]]
+    assert told == [("token", first, None), ("usage", first, 3), ("token", second, None), ("usage", second, 2)]
+
+
+def test_an_installation_that_was_cut_short_still_sets_the_time(site, device):
+    """The wall clock has no battery: what time it is, only the token tells."""
+    site.vendor.now += 86_400
+    cut_short(site, device)
+    site.time.reboot(60)
+    site.time.set_wall(-START_S)
+    after = site.open()
+    assert (after.status().state, after.status().time) == ("ok", site.vendor.now)
+    assert code_of(session(after)) is None
+
+
+def test_an_installation_that_was_cut_short_still_mends_the_time(site, device):
+    cut_short(site, device, time_floor=START_S - 3_600, iat=START_S - 3_600, nbf=START_S - 3_600)
+    site.time.set_wall(-3_600)
+    assert site.open().status().time == START_S - 3_600
+
+
+def test_what_could_not_be_read_once_is_read_again(site, device, running, monkeypatch):
+    use(running)
+    site.sync(site.open(), ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "read", unreadable)
+        with pytest.raises(DeviceError):
+            device.holder.refresh()
+    tick(device.counter)
+    assert code_of(running) == "model_not_licensed"
+
+
+def unreadable(_vault: Vault, name: str) -> None:
+    raise DeviceError("directory_unusable", name)
 
 
 def test_a_token_of_another_device_product_vendor_or_key_is_refused(site, device):

@@ -6,6 +6,7 @@ run by itself.
 
 import gc
 import sqlite3
+import threading
 import time
 import weakref
 
@@ -210,6 +211,19 @@ def test_what_another_process_installed_is_noticed(site):
     assert recorded(device) == 61
 
 
+@pytest.mark.parametrize("seen_by", ["status", "another meter"])
+def test_what_was_installed_is_noticed_though_something_else_saw_it_before(site, seen_by):
+    device, other = site.activated(MUL, ROWS), site.open()
+    running, rows = session(device), session(device, "rows")
+    run_at(site, running, 20, 3)
+    site.sync(other, ROWS)
+    device.status() if seen_by == "status" else rows.run(None, frames(3))
+    use(running)
+    assert in_hand(device) > 0
+    tick(device.counter)
+    assert outcome(running) == "model_not_licensed"
+
+
 def test_the_keeper_takes_no_units_past_an_edge(site):
     device = site.activated(MUL)
     running = session(device)
@@ -241,6 +255,100 @@ def test_where_the_ledger_cannot_be_written_the_keeper_tries_again_later(site, u
     device.close()
     after = site.open()
     assert (recorded(after), leased(after)) == (delivered, 0)
+
+
+def test_where_no_thread_can_be_had_calls_go_on_without_the_keeper(site, monkeypatch):
+    """As at a process's limit of threads, or, from Python 3.12 on, at the interpreter's end."""
+
+    def refuse(_thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    device = site.activated(MUL)
+    with monkeypatch.context() as limited_threads:
+        limited_threads.setattr(threading.Thread, "start", refuse)
+        running = session(device)
+        use(running, 50)
+    assert device.counter.keeper._thread is None
+    site.time.run_on(limits.WINDOW_S)
+    use(running, 50)
+    assert device.counter.keeper._thread.is_alive()
+    assert recorded(device) == 100
+
+
+def expect(device, terms=MUL) -> None:
+    """What the keeper does when it begins with a session."""
+    device.counter.lease_first(terms.meter, terms.sha256[0])
+
+
+def test_the_first_call_finds_its_lease_and_its_cell(site, unwritable):
+    device = site.activated(MUL)
+    expect(device)
+    running = session(device)
+    unwritable()
+    use(running)
+    with pytest.raises(LedgerError):
+        use(running)
+    assert device.counter.own.file.count_at(0) == 1
+
+
+def test_a_first_lease_that_nobody_used_goes_back_once_idle(site):
+    device = site.activated(MUL)
+    expect(device)
+    assert leased(device) == 1
+    site.time.run_on(1)
+    tick(device.counter)
+    assert (leased(device), in_hand(device)) == (0, 0)
+    running = session(device)
+    use(running, 3)
+    assert recorded(device) == 3
+
+
+def test_a_ready_cell_is_one_threads(site):
+    device = site.activated(MUL)
+    expect(device)
+    running = session(device)
+    threads = [threading.Thread(target=use, args=(running, 5)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert recorded(device) == 20
+    assert not device.counter.own.ready
+
+
+def test_a_ready_cell_that_came_to_an_edge_counts_in_the_window_of_the_call(site):
+    device = site.activated(MUL)
+    expect(device)
+    site.time.run_on(limits.WINDOW_S)
+    use(session(device))
+    assert recorded(device) == 1
+    (record,) = records(device, "usage")
+    assert record["window"] == site.time.now_s // limits.WINDOW_S
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+def test_no_first_lease_is_taken_of_the_last_units(site, limit):
+    """Also where there are none, and the call itself is told so."""
+    device, other = site.activated(limited(MUL, limit)), site.open()
+    expect(device)
+    assert in_hand(device) == 0
+    running, delivered = session(other), 0
+    while outcome(running) != DENIED:
+        delivered += 1
+    assert delivered == limit
+    assert outcome(session(device)) == DENIED
+
+
+def test_what_stands_in_the_way_of_a_first_lease_is_for_the_call_to_find(site, unwritable, monkeypatch):
+    device = site.activated(MUL)
+    unwritable()
+    expect(device)
+    running = session(device)
+    with pytest.raises(LedgerError):
+        use(running)
+    monkeypatch.undo()
+    use(running, 2)
+    assert recorded(device) == 2
 
 
 def test_a_cell_whose_low_half_is_worn_goes_on_in_another_slot(site):
@@ -285,6 +393,26 @@ def test_it_runs_by_itself(site):
     assert recorded(device) == 20 * len(ahead)
 
 
+def test_it_begins_by_leasing_for_the_first_call(site, unwritable, monkeypatch):
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    running = session(device)
+    wait_until(lambda: device.counter.own.ready)
+    unwritable()
+    use(running)
+    monkeypatch.undo()
+    assert recorded(device) == 1
+
+
+def test_it_leases_nothing_ahead_for_a_session_that_counts_strictly(site):
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    running = session(device, count="strict")
+    use(running)
+    assert leased(device) <= 1  # the call's own, until its cell is folded
+    assert not device.counter.own.ready
+
+
 def test_it_keeps_no_device_alive(site):
     site.time.set_true()
     device = site.activated(MUL, real_clocks=True)
@@ -293,7 +421,13 @@ def test_it_keeps_no_device_alive(site):
     alive = weakref.ref(device.counter)
     site.opened.clear()
     del device, running
-    wait_until(lambda: (gc.collect() and alive() is None) or alive() is None)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return alive() is None
+
+    wait_until(is_gone)
+    assert alive() is None
 
 
 def test_sixteen_processes_use_up_a_limit_and_not_one_unit_more(site, tmp_path):

@@ -10,7 +10,8 @@ from vendor import PRODUCT, Vendor
 
 from device_sdk import LedgerError
 from device_sdk import ledger_store as ledger_store_module
-from device_sdk.ledger_store import APPLICATION_ID, SCHEMA_VERSION
+from device_sdk.ledger_store import APPLICATION_ID
+from device_sdk.ledger_transaction import SCHEMA_VERSION
 from meterkit import limits
 
 OPEN_ONCE = """
@@ -80,7 +81,7 @@ def test_tables_are_strict(site):
     device = site.activated(MUL)
     with device.counter.transaction() as tx:
         tables = tx.rows("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")
-    assert {name for name, _ in tables} == {"records", "cells", "leases", "state"}
+    assert {name for name, _ in tables} == {"records", "cells", "leases", "state", "receipts"}
     assert all(sql.rstrip().endswith("STRICT") for _, sql in tables)
     for sql in (
         "INSERT INTO leases VALUES ('f', 'm', 'u', 'many', 'b')",

@@ -1,6 +1,7 @@
 """What a power loss, or a lost cell file, leaves: billed is what cells prove, used up is what was leased."""
 
 import os
+from pathlib import Path
 
 import pytest
 from device_site import MUL, ROWS, leased, limited, recorded, records, session, use
@@ -58,7 +59,7 @@ def test_it_is_settled_once(site):
 def test_a_cell_that_went_stale_proves_less(site, died):
     """Its last pages were not on the disk yet: back to the count at the mark, or before it."""
     device, held = died
-    path = device.counter.own.file.path
+    path = Path(device.counter.own.file.path)
     path.write_bytes(b"\x00" * path.stat().st_size)
     site.time.reboot(60)
     after = site.open()
@@ -68,7 +69,7 @@ def test_a_cell_that_went_stale_proves_less(site, died):
 
 def test_a_cell_file_that_is_gone_proves_nothing(site, died):
     device, held = died
-    device.counter.own.file.path.unlink()
+    Path(device.counter.own.file.path).unlink()
     site.time.reboot(60)
     after = site.open()
     assert recorded(after) == 3
@@ -77,7 +78,7 @@ def test_a_cell_file_that_is_gone_proves_nothing(site, died):
 
 def test_a_torn_cell_file_proves_nothing_and_breaks_nothing(site, died):
     device, held = died
-    path = device.counter.own.file.path
+    path = Path(device.counter.own.file.path)
     path.write_bytes(os.urandom(path.stat().st_size))
     site.time.reboot(60)
     after = site.open()
@@ -89,7 +90,7 @@ def test_a_torn_cell_file_proves_nothing_and_breaks_nothing(site, died):
 
 def test_in_the_same_boot_a_missing_cell_counts_its_leases_rest_as_used(site, died):
     device, held = died
-    device.counter.own.file.path.unlink()
+    Path(device.counter.own.file.path).unlink()
     after = site.open()
     assert recorded(after) == 3 + held
     assert flags_and_units(after)[-1] == (("cell_lost",), held, 0)
@@ -101,7 +102,7 @@ def test_in_the_same_boot_a_missing_cell_counts_its_leases_rest_as_used(site, di
 @pytest.mark.parametrize("count", [0, 2**39])
 def test_in_the_same_boot_an_impossible_cell_does_too(site, died, count):
     device, held = died
-    path = device.counter.own.file.path
+    path = Path(device.counter.own.file.path)
     words = device.counter.own.file.words
     slots = range(0, 64, 8)
     for at in slots:

@@ -1,11 +1,11 @@
 """Setting a ledger aside: what the next one says, what moves over, and who else is at it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from device_damage import flip, raw, set_body
@@ -171,7 +171,7 @@ def kill_at(patch, step: str, when: str) -> None:
     owner, name = {
         "write": (LedgerStore, "drop"),
         "_keep": (epochs_module, "_keep"),
-        "replace": (Path, "replace"),
+        "replace": (os, "replace"),
         "sync_directory": (epochs_module, "sync_directory"),
     }[step]
     real = getattr(owner, name)

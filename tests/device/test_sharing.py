@@ -1,6 +1,8 @@
 """One directory, several users: devices, processes, and what fork() makes of them."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from device_processes import Worker
 from device_site import LOOPING, MUL, leased, limited, recorded, records, session, use
+from vendor import PRODUCT
 from vendor import code as activation_code
 
 from device_sdk import DenialError, LedgerError
@@ -15,9 +18,44 @@ from device_sdk import folding as folding_module
 from meterkit import limits
 
 WINDOW_S = limits.WINDOW_S
+FOLDING = Path(__file__).parents[1] / "support" / "device_folding.py"
 
 
 # -- one directory, several users
+
+
+def test_processes_that_write_without_a_pause_take_turns(site):
+    """SQLite's own waiting lets the one that has just written go first again, for seconds."""
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    trust = site.vendor.trust
+    argv = [sys.executable, FOLDING, site.path, trust.issuer, trust.roots[0], PRODUCT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writing = [subprocess.Popen([str(arg) for arg in argv], **pipes) for _ in range(3)]
+    for process in writing:
+        assert process.stdout.readline() == "ready\n"
+    for number in range(200):
+        with device.counter.transaction() as tx:
+            tx.set_state("read", number)
+    written = [int(process.communicate(timeout=60)[0]) for process in writing]
+    assert max(written) < 10 * min(200, *written)
+
+
+def test_processes_too_short_for_an_edge_leave_few_files_behind(site):
+    """Each ends after one call without closing its device, beside one that lives on."""
+    device, kept, gone = site.activated(MUL), limits.CELL_FILES_MAX, []
+    living = session(device)
+    use(living)
+    for number in range(2 * kept):
+        short = site.open()
+        gone.append(session(short))  # kept: its cells would be retired with it
+        use(gone[-1])
+        os.close(short.counter.own.file._handle)  # what the end of a process does
+        left = number % (kept - 1) + 1
+        assert len(list(Path(device.vault.cells).iterdir())) == 1 + left <= kept
+    use(living)
+    assert {each["units"] for each in records(device, "usage")} == {1}
+    assert recorded(device) == 2 * kept + 2
 
 
 def test_two_devices_on_one_directory_share_ledger_and_limit(site):
@@ -155,21 +193,30 @@ def test_a_child_does_not_keep_its_dead_parents_lock(site):
     device = site.activated(limited(MUL, 16_000))
     use(session(device), 3)
     assert leased(device) > 0
-    reading, writing = os.pipe()
+    (running, runs), (waiting, end) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
-        os.read(reading, 1)
+        os.write(runs, b".")  # fork() returns in the child only when it has let go of what it inherited
+        os.read(waiting, 1)
         os._exit(0)
     try:
-        os.close(device.counter.own.file._handle)  # all that the parent's end would do to its cells
+        os.read(running, 1)
+        let_go(device.counter.own.file._handle)
         other = site.open()
         assert recorded(other) == 3
         assert leased(other) == 0
     finally:
-        os.write(writing, b".")
+        os.write(end, b".")
         os.waitpid(child, 0)
-        os.close(reading)
-        os.close(writing)
+        for pipe in (running, runs, waiting, end):
+            os.close(pipe)
+
+
+def let_go(handle: int) -> None:
+    """Close the file behind a descriptor, as its process's end would; the number itself stays taken."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, handle, inheritable=False)
+    os.close(nothing)
 
 
 def test_folding_leaves_no_file_open(site, monkeypatch):

@@ -2,13 +2,13 @@
 
 import gzip
 import json
+import os
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import vendor as vendors
 from device_site import MUL, records, session, unchanged, use
+from http_answers import HTML, REPLY, hangs_up, made, plain
 
 from device_sdk import DeviceError, MeterkitError
 from device_sdk.transport import FileTransport, HttpTransport, Message
@@ -16,73 +16,7 @@ from meterkit import limits
 from meterkit.errors import TransportError
 from meterkit.exchange import ACTIVATION_MEDIA_TYPE, BATCH_MEDIA_TYPE
 
-REPLY = "application/json"
 PROBLEM = "application/problem+json"
-HTML = "text/html; charset=utf-8"
-
-
-class Server:
-    """A real HTTP server on this machine. `answers` are given one after another; the last one stays."""
-
-    def __init__(self) -> None:
-        self.answers: list = []
-        self.requests: list[tuple[str, str, dict, bytes]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                outer.requests.append((self.command, self.path, dict(self.headers.items()), body))
-                answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                answer(self, body)
-
-            do_GET = do_POST  # noqa: N815 - the name is the library's
-
-            def log_message(self, *_args) -> None:
-                """Say nothing."""
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    made = Server()
-    yield made
-    made.stop()
-
-
-def plain(status: int, kind: str | None, body: bytes, **headers):
-    def answer(handler, _body) -> None:
-        handler.send_response(status)
-        if kind is not None:
-            handler.send_header("content-type", kind)
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.send_header("content-length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
-
-
-def made(kind: str, make):
-    """A good answer, made from what was sent."""
-
-    def answer(handler, body) -> None:
-        plain(200, kind, make(body))(handler, body)
-
-    return answer
 
 
 def problem(status: int, **members):
@@ -99,10 +33,6 @@ def endless(handler, _body) -> None:
             handler.wfile.write(b" " * 65_536)
     except OSError:
         return
-
-
-def hangs_up(handler, _body) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def hangs_up_midway(handler, _body) -> None:
@@ -279,3 +209,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(DeviceError) as caught:
         FileTransport(tmp_path / "none" / "out").deliver(Message("exchanges", BATCH_MEDIA_TYPE, b"two\n"))
     assert caught.value.code == "directory_unusable"
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    """A device or a pipe that is named by mistake stays what it is."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DeviceError) as caught:
+        FileTransport(tmp_path / "pipe").deliver(Message("exchanges", BATCH_MEDIA_TYPE, b"one\n"))
+    assert caught.value.code == "directory_unusable"
+    assert (tmp_path / "pipe").is_fifo()

@@ -2,7 +2,6 @@
 
 import json
 import random
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,51 +11,20 @@ import onnxruntime
 import pytest
 from device_models import MUL_FEED, frames
 from device_site import MUL, ROWS, leased, limited, recorded, records, session, use
+from failing_commits import fail_commits
 from vendor import PRODUCT
 
 from device_sdk import DenialError, Device, LedgerError
 from device_sdk import folding as folding_module
-from device_sdk.ledger_store import LedgerStore
 from meterkit import limits
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
-class Faulty:
-    """A connection whose next COMMIT fails: before it was done, or after."""
-
-    def __init__(self, connection: sqlite3.Connection, faults: list[str]) -> None:
-        self._connection = connection
-        self._faults = faults
-
-    @property
-    def total_changes(self) -> int:
-        return self._connection.total_changes
-
-    def execute(self, sql: str, *values) -> sqlite3.Cursor:
-        if sql != "COMMIT" or not self._faults:
-            return self._connection.execute(sql, *values)
-        if self._faults.pop() == "after":
-            self._connection.execute(sql)
-        raise sqlite3.OperationalError("disk I/O error")
-
-
 @pytest.fixture
 def faults(monkeypatch):
-    """What is appended here befalls the next transaction of any device: it fails `before` or `after` its commit,
-    or `at once`.
-    """
-    pending: list[str] = []
-    begin = LedgerStore._begin
-
-    def faulty(store: LedgerStore) -> Faulty:
-        if pending[-1:] == ["at once"]:
-            pending.pop()
-            raise sqlite3.OperationalError("attempt to write a readonly database")
-        return Faulty(begin(store), pending)
-
-    monkeypatch.setattr(LedgerStore, "_begin", faulty)
-    return pending
+    """What is appended here befalls the next transaction of any device."""
+    return fail_commits(monkeypatch)
 
 
 def check_lease(device: Device) -> None:

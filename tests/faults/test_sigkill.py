@@ -1,6 +1,6 @@
 """SIGKILL at random moments: no delivered answer goes uncounted, and none is counted twice.
 
-Two processes of two threads each run a real model in one directory, while others fold their cells. Every answer
+Two processes of four threads each run a real model in one directory, while others fold their cells. Every answer
 is noted after `run()` returned, so what is noted was delivered. `METERKIT_TEST_KILLS` sets how many are killed.
 """
 
@@ -21,7 +21,7 @@ from meterkit.exchange import open_batch
 
 KILLS = int(os.environ.get("METERKIT_TEST_KILLS", "50"))
 LIMITED_KILLS = max(2, KILLS // 5)
-THREADS = 2
+THREADS = 4
 SEED = 20_261_122
 
 
@@ -101,6 +101,12 @@ def check_cells(usage: list[dict]) -> None:
         assert sum(record["units"] for record in found) == found[-1]["to"] - found[0]["from"]
 
 
+def summary(killed: list[Worker], delivered: int, counted: int) -> None:
+    """What `make torture` shows."""
+    units = f"{delivered} units delivered, {counted} counted, {counted - delivered} ahead"
+    print(f"\n{len(killed)} processes of {THREADS} threads killed: {units}")
+
+
 def test_nothing_delivered_is_lost_and_nothing_is_counted_twice(site):
     chance = random.Random(SEED)  # noqa: S311 - the same moments every time
     device = site.activated(MUL, real_clocks=True)
@@ -113,6 +119,7 @@ def test_nothing_delivered_is_lost_and_nothing_is_counted_twice(site):
     counted = recorded(device)
     assert delivered <= counted <= delivered + THREADS * len(killed)
     assert delivered > 100 * len(killed)
+    summary(killed, delivered, counted)
 
     found = chain_of(site, device)
     usage = [record for record in found if record["kind"] == "usage"]
@@ -142,6 +149,7 @@ def test_a_limit_is_reached_but_not_passed_however_many_are_killed(site):
     counted = recorded(device)
     # A process that found nothing left may stop before another one gives its last lease back.
     assert delivered <= counted <= min(limit, delivered + THREADS * len(killed))
+    summary(killed, delivered, counted)
     final = Worker(site, 1).end()
     assert final.said == ["ready", "limit_reached"]
     assert recorded(device) == limit

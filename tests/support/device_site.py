@@ -22,7 +22,7 @@ from meterkit.licenses import ModelTerms
 
 NS = 1_000_000_000
 START_S = 1_800_000_000 // limits.WINDOW_S * limits.WINDOW_S + 10  # ten seconds into a window
-BOOTS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 6)]
+BOOTS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 100)]
 
 MUL = call_model("mul", device_models.digest(device_models.mul()))
 ROWS = item_model("rows", device_models.digest(device_models.rows()), "frames")

@@ -37,6 +37,7 @@ class Device:
     bodies: list[bytes] = field(default_factory=list)
     jti: str = ""
     license_id: str = bt.LICENSE
+    cell: str = world.CELL
 
     def __post_init__(self) -> None:
         self.key = world.key(f"device {self.name}")
@@ -72,7 +73,7 @@ class Device:
     def use(self, units: int, day: float, **changes: Any) -> None:
         at = START + int(day * DAY)
         members = world.usage_members(0, units, license=self.license_id, token=self.jti, window=at // 900)
-        self.append({**members, **changes}, at)
+        self.append({**members, "cell": self.cell, **changes}, at)
 
     def send(self, day: float) -> None:
         """Hand over what was not sent yet; the vendor accepts it and confirms it."""
@@ -95,10 +96,10 @@ class Device:
         self.sent, self.bodies = self.chain.position, []
 
     def copy(self) -> "Device":
-        """An image of this device: the same key, the same ledger."""
+        """An image of this device: the same key, the same ledger, and once it runs, a cell of its own."""
         twin = Device.__new__(Device)
         twin.__dict__.update(self.__dict__)
-        twin.bodies = list(self.bodies)
+        twin.bodies, twin.cell = list(self.bodies), world.ident("cel", f"{self.name} copy")
         return twin
 
     def activation(self) -> str:

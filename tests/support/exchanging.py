@@ -1,9 +1,10 @@
 """What the exchange tests share: a device with usage, and what the server stored of it."""
 
 import pytest
-from fleet import FakeDevice, Fleet
+from fleet import MODEL, FakeDevice, Fleet
 
 from licensing_server.database import read
+from licensing_server.devices import token_store
 from licensing_server.usage import store
 from meterkit.errors import MeterkitError
 
@@ -31,3 +32,14 @@ def stored_records(fleet: Fleet):
 def stored_batches(fleet: Fleet):
     with read(fleet.server) as connection:
         return connection.execute(store.batches.select()).all()
+
+
+def limit_of(device: FakeDevice) -> int | None:
+    """How many units the token that a device holds allows."""
+    return device.token.terms(MODEL).limit
+
+
+def exposed(fleet: Fleet, license_id: str) -> int:
+    """The exposure of a license on the one meter."""
+    with read(fleet.server) as connection:
+        return token_store.exposed_units(connection, license_id, (MODEL, "call"))

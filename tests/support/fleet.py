@@ -6,18 +6,24 @@ whatever a device could say, the wrong things too.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+from click.testing import CliRunner
+
 from licensing_server import directory
 from licensing_server.catalog import service as catalog
+from licensing_server.cli import cli
 from licensing_server.customers import service as customers
+from licensing_server.database import read
 from licensing_server.devices import service as devices
 from licensing_server.licenses import service as licenses
 from licensing_server.pages import Page
-from licensing_server.settings import Settings
+from licensing_server.settings import DATABASE_FILE, DATABASE_URL, Settings
 from licensing_server.usage import service as usage
 from meterkit import activation, envelopes, ids, ledger, limits, signing, tokens
 from meterkit.canonical import from_bytes, sha256_hex, to_base64url
@@ -31,6 +37,9 @@ from meterkit.usage import UsageRecord, genesis, token_installed
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.testing import Result
+    from postgresql import Cluster
 
     from licensing_server.server import Server
     from meterkit.ledger import Entry
@@ -87,15 +96,39 @@ class Fleet:
     clock: Clock
     random: Random
     made: directory.Initialized
+    settings: Settings
+    cluster: Cluster | None = None  # of PostgreSQL, where the server uses it
+    database: str = ""
     customer: str = ""
     plan: str = ""
 
     @classmethod
-    def start(cls, path: Path, *, issuer: str = "Example Vision", seed: int = 1, now: int = START_S) -> Fleet:
+    def start(
+        cls,
+        path: Path,
+        *,
+        cluster: Cluster | None = None,
+        issuer: str = "Example Vision",
+        seed: int = 1,
+        now: int = START_S,
+    ) -> Fleet:
         clock, randomness = Clock(now), Random(seed)
-        made = directory.init(path / "server", issuer=issuer, clock=clock, random=randomness)
-        server = directory.open_server(Settings(directory=path / "server"), clock=clock, random=randomness)
-        fleet = cls(server=server, clock=clock, random=randomness, made=made)
+        database = cluster.create() if cluster else ""
+        url = cluster.url(database) if cluster else None
+        settings = Settings(directory=path / "server", postgresql_url=url)
+        made = directory.init(
+            settings.directory, issuer=issuer, postgresql_url=url, clock=clock, random=randomness
+        )
+        server = directory.open_server(settings, clock=clock, random=randomness)
+        fleet = cls(
+            server=server,
+            clock=clock,
+            random=randomness,
+            made=made,
+            settings=settings,
+            cluster=cluster,
+            database=database,
+        )
         catalog.create_product(server, name=PRODUCT)
         catalog.create_model(server, product=PRODUCT, name=MODEL, unit="call", axis=None, sha256=[DIGEST])
         fleet.customer = customers.create(server, name="ACME", time_zone="Europe/Berlin")["id"]
@@ -106,11 +139,55 @@ class Fleet:
         """The same server in another directory, with a clock of its own, and randomness that repeats nothing."""
         shutil.copytree(self.server.directory, path / "server")
         clock, randomness = Clock(self.clock.now), Random(seed)
-        server = directory.open_server(Settings(directory=path / "server"), clock=clock, random=randomness)
-        return replace(self, server=server, clock=clock, random=randomness)
+        database = self.cluster.create(self.database) if self.cluster else ""
+        url = self.cluster.url(database) if self.cluster else None
+        settings = Settings(directory=path / "server", postgresql_url=url)
+        server = directory.open_server(settings, clock=clock, random=randomness)
+        return replace(self, server=server, clock=clock, random=randomness, settings=settings, database=database)
+
+    def invoke(self, *arguments: object) -> Result:
+        """Run a command of `meterkit-server` on it."""
+        flags = ["--directory", str(self.server.directory)]
+        return CliRunner().invoke(cli, [*flags, *map(str, arguments)], env=self.environment)
+
+    def stored(self) -> bytes:
+        """Everything that its database holds, as text: to look for what must not be there."""
+        with read(self.server) as connection:
+            names = sa.inspect(connection).get_table_names()
+            rows = [connection.exec_driver_sql(f"SELECT * FROM {name}").fetchall() for name in names]  # noqa: S608
+        return repr(rows).encode()
+
+    def empty_database(self) -> None:
+        """A database is there, and holds nothing."""
+        self.lose_database()
+        if self.cluster:
+            self.cluster.create(name=self.database)
+        else:
+            (self.server.directory / DATABASE_FILE).touch(0o600)
+
+    def lose_database(self) -> None:
+        """It is gone, as when a disk is, or a machine."""
+        self.close()
+        if self.cluster:
+            self.cluster.drop(self.database)
+        else:
+            (self.server.directory / DATABASE_FILE).unlink()
 
     def close(self) -> None:
+        """Close its connections; it can be copied."""
         self.server.engine.dispose()
+
+    def remove(self) -> None:
+        """Close it, and drop its database. The directory is its maker's."""
+        self.close()
+        if self.cluster:
+            self.cluster.drop(self.database)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of this server needs to find its database."""
+        url = self.settings.postgresql_url
+        return {**os.environ, **({DATABASE_URL: url} if url else {})}
 
     def grant(self, **changed: Any) -> str:
         """Grant a license; give its id."""
@@ -201,7 +278,11 @@ class FakeDevice:
         )
 
     def clone(self) -> FakeDevice:
-        """A second device with the same key and the same ledger so far: what a copied image is."""
+        """A second device with the same key and the same ledger so far: a copied image. Its cell is new."""
+        return replace(self.live_copy(), cell=ids.make("cel", self.fleet.random(16)), count=0)
+
+    def live_copy(self) -> FakeDevice:
+        """A second device that counts on in the same cell: what a copied machine is whose process lives on."""
         return replace(self, entries=list(self.entries))
 
     # -- activation

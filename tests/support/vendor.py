@@ -126,6 +126,8 @@ class Vendor:
         start = Position(epoch=batch.epoch)
         chain = self.chains.get(batch.epoch, Chain(device=device, position=start))
         skip = chain.position.seq - (batch.seq_from - 1)
+        if skip < 0:  # a hole in what was sent: the receipt says where to go on from
+            return chain.position
         chain, entries = verify_chain(chain, batch.bodies[skip:])
         for entry in entries:
             self.records[batch.epoch, entry.seq] = entry.body
@@ -133,7 +135,7 @@ class Vendor:
         return chain.position
 
     def _receipt(self, device: str, epoch: str) -> str:
-        chain = self.chains[epoch]
+        chain = self.chains.get(epoch, Chain(device=device, position=Position(epoch=epoch)))
         receipt = Receipt(
             issuer=ISSUER,
             product=PRODUCT,
