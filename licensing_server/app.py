@@ -1,19 +1,25 @@
 """The HTTP application: every noun's routes on one server object."""
 
+from functools import partial
+
 from fastapi import APIRouter, FastAPI
 
 from licensing_server import migrating, problems
 from licensing_server.api_keys import routes as api_keys
+from licensing_server.audit_log import routes as audit_log
 from licensing_server.billing import routes as billing
 from licensing_server.bodies import ServerDep
 from licensing_server.catalog import routes as catalog
 from licensing_server.customers import routes as customers
 from licensing_server.devices import routes as devices
 from licensing_server.directory import PURPOSES
+from licensing_server.grouping import Grouping
 from licensing_server.licenses import routes as licenses
 from licensing_server.pages import Document
+from licensing_server.reconciliation import routes as reconciliation
 from licensing_server.server import Server
 from licensing_server.usage import routes as usage
+from licensing_server.usage import service as usage_service
 
 health = APIRouter()
 
@@ -36,11 +42,13 @@ def show_readiness(server: ServerDep) -> Document:
 ROUTERS = (
     health,
     api_keys.router,
+    audit_log.router,
     catalog.router,
     customers.router,
     licenses.router,
     devices.router,
     usage.router,
+    reconciliation.router,
     billing.router,
 )
 
@@ -49,6 +57,7 @@ def create_app(server: Server) -> FastAPI:
     """Make the application. It keeps no state of its own: several may serve one server's directory."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.server = server
+    app.state.exchanges = Grouping(partial(usage_service.take_together, server))
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)

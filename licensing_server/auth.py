@@ -1,6 +1,7 @@
 """Who may ask what: API keys with scopes. A route says its scope; without a valid key the answer is constant."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as DependsParam
@@ -35,3 +36,11 @@ def allowed(scope: str) -> DependsParam:
         raise ValueError(f"no such scope: {scope}")
     made: DependsParam = Depends(Allowed(scope))
     return made
+
+
+async def _who(request: Request) -> str:
+    who: str = request.state.caller.id
+    return who
+
+
+WhoDep = Annotated[str, Depends(_who)]  # whose decision it is, once `allowed` has let the request in

@@ -1,11 +1,13 @@
 """Request bodies: capped on the wire and inflated, of one media type, strict, before anything else reads them."""
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as DependsParam
+from starlette.requests import ClientDisconnect
 
 from licensing_server.schemas import Body
 from licensing_server.server import Server
@@ -29,22 +31,39 @@ ServerDep = Annotated[Server, Depends(the_server)]
 
 
 def wire(media_type: str, bytes_max: int) -> Callable[[Request], Awaitable[bytes]]:
-    """Make the dependency that reads a body of one media type, up to a number of bytes on the wire."""
+    """Make the dependency that reads a body of one media type, up to a number of bytes on the wire.
+
+    Where it ends is what comes, not what was announced; a peer that is slow holds up nobody else.
+
+    Raises:
+        InputError: `media_type_unsupported`, `too_large`, `body_incomplete` if it breaks off or takes longer
+            than an exchange may.
+    """
 
     async def read(request: Request) -> bytes:
         _check_media_type(request, media_type)
         announced = request.headers.get("content-length", "0")
         if not announced.isascii() or not announced.isdigit() or int(announced[:20]) > bytes_max:
             raise InputError("too_large", f"at most {bytes_max} bytes on the wire")
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > bytes_max:
-                raise InputError("too_large", f"at most {bytes_max} bytes on the wire")
-            parts.append(part)
-        return b"".join(parts)
+        try:
+            async with asyncio.timeout(limits.HTTP_EXCHANGE_MAX_S):
+                return await _read_capped(request, bytes_max)
+        except TimeoutError:
+            raise InputError("body_incomplete", f"within {limits.HTTP_EXCHANGE_MAX_S} seconds") from None
+        except ClientDisconnect:
+            raise InputError("body_incomplete") from None
 
     return read
+
+
+async def _read_capped(request: Request, bytes_max: int) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > bytes_max:
+            raise InputError("too_large", f"at most {bytes_max} bytes on the wire")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _check_media_type(request: Request, expected: str) -> None:

@@ -1,20 +1,24 @@
 """`meterkit-server`: making and running a server, and every operation of its API as a command."""
 
+import os
 from pathlib import Path
 
 import click
 import uvicorn
 
-from licensing_server import directory, migrating, settings, shell
+from licensing_server import directory, migrating, moving, settings, shell
 from licensing_server.api_keys import commands as api_keys
 from licensing_server.app import create_app
+from licensing_server.audit_log import commands as audit_log
 from licensing_server.billing import commands as billing
 from licensing_server.catalog import commands as catalog
 from licensing_server.customers import commands as customers
 from licensing_server.devices import commands as devices
 from licensing_server.licenses import commands as licenses
+from licensing_server.reconciliation import commands as reconciliation
 from licensing_server.usage import commands as usage
 from meterkit import __version__
+from meterkit.errors import ServiceError
 from meterkit.keys import roots_fingerprint
 
 
@@ -39,9 +43,13 @@ def cli(context: click.Context, folder: str | None, as_json: bool) -> None:  # n
 )
 @shell.pass_shell
 def init(sh: shell.Shell, folder: Path, issuer: str, root_key: Path | None) -> None:
-    """Make a new server in DIRECTORY: keys, keyring, database, and a first API key, shown this once."""
+    """Make a new server in DIRECTORY: keys, keyring, database, and a first API key, shown this once.
+
+    Where METERKIT_DATABASE_URL names a PostgreSQL database, which must be empty, that one is used.
+    """
     where = root_key.absolute() if root_key else None
-    made = directory.init(folder.absolute(), issuer=issuer, root_key=where)
+    url = settings.postgresql_url(os.environ)
+    made = directory.init(folder.absolute(), issuer=issuer, root_key=where, postgresql_url=url)
     sh.show(
         {
             "directory": str(made.directory),
@@ -76,6 +84,27 @@ def migrate(sh: shell.Shell) -> None:
     sh.show({"status": "ok"})
 
 
+@cli.command("migrate-data")
+@shell.pass_shell
+def migrate_data(sh: shell.Shell) -> None:
+    """Move the embedded database's content into the empty one that METERKIT_DATABASE_URL names.
+
+    Servers on the embedded database answer 503 meanwhile, and from then on; start them again with
+    METERKIT_DATABASE_URL. Every table is read back and compared before anything is committed.
+    """
+    with_url = settings.read(os.environ, sh.directory)
+    if with_url.postgresql_url is None:
+        raise ServiceError("database_unavailable", f"{settings.DATABASE_URL} names no database")
+    source = directory.open_server(settings.Settings(directory=with_url.directory))
+    target = directory.open_server(with_url)
+    try:
+        moved = moving.move(source, target, tell=lambda table: click.echo(f"moving {table}", err=True))
+    finally:
+        source.engine.dispose()
+        target.engine.dispose()
+    sh.show_list(moved, ["table", "rows", "digest"])
+
+
 @cli.command("root-key")
 @shell.pass_shell
 def root_key(sh: shell.Shell) -> None:
@@ -92,7 +121,7 @@ def root_key(sh: shell.Shell) -> None:
     )
 
 
-for _noun in (api_keys, catalog, customers, licenses, devices, usage, billing):
+for _noun in (api_keys, audit_log, catalog, customers, licenses, devices, usage, reconciliation, billing):
     for _command in _noun.groups:
         cli.add_command(_command)
 

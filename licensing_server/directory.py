@@ -1,7 +1,7 @@
 """The server's directory on disk: made whole or not at all, owner-only, and read back at start.
 
 server.json             who the vendor is
-meterkit.sqlite3        the embedded database
+meterkit.sqlite3        the embedded database, unless there is one of PostgreSQL
 keys/*.key              online signing keys by purpose, the pepper, the sealing key
 keyrings/<version>.json keyring documents, as devices are given them
 root/root.key           the root's secret key, unless it was placed elsewhere: take it offline
@@ -59,13 +59,17 @@ def init(
     *,
     issuer: str,
     root_key: Path | None = None,
+    postgresql_url: str | None = None,
     clock: Callable[[], int] = system_clock,
     random: Callable[[int], bytes] = secrets.token_bytes,
 ) -> Initialized:
     """Make a server: keys, keyring, database and a first API key, beside the target and then renamed into place.
 
+    A PostgreSQL database must be there, and empty; it alone is not undone where anything fails afterwards.
+
     Raises:
-        ServiceError: `already_initialized` if the directory, or the root key's file, is there and not empty.
+        ServiceError: `already_initialized` if the directory, the root key's file, or the database is there and not
+            empty; `database_unavailable`.
     """
     shapes.text()(issuer, "issuer")
     _check_free(directory, root_key)
@@ -75,10 +79,11 @@ def init(
     try:
         root = SigningKey(random(32))
         _build(building, issuer, root, now=clock(), random=random)
+        _make_database(Settings(directory=building, postgresql_url=postgresql_url))
         if root_key is None:
             (building / "root").mkdir(mode=0o700)
             _write_new(building / "root" / "root.key", root.unsafe_to_text())
-        api_key = _first_api_key(building, clock, random)
+        api_key = _first_api_key(Settings(directory=building, postgresql_url=postgresql_url), clock, random)
         _place(building, directory, root_key, root)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
@@ -112,9 +117,16 @@ def _build(building: Path, issuer: str, root: SigningKey, *, now: int, random: C
     claims = first_keyring(issuer, root, keys, now=now)
     document = [signing.sign(envelopes.KEYRING_DOCUMENT, claims, root)]
     _write_new(building / "keyrings" / "1.json", to_bytes(document).decode())
-    engine = database.make_engine(_settings(building).database_url)
+
+
+def _make_database(settings: Settings) -> None:
+    """Create the schema, in a new file or in a database that holds nothing yet."""
+    engine = database.make_engine(settings.database_url)
     try:
-        os.close(os.open(building / DATABASE_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        if settings.postgresql_url is None:
+            os.close(os.open(settings.directory / DATABASE_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        elif not migrating.is_empty(engine):
+            raise ServiceError("already_initialized", "the database is not empty")
         migrating.upgrade(engine)
     finally:
         engine.dispose()
@@ -143,8 +155,8 @@ def first_keyring(issuer: str, root: SigningKey, keys: dict[str, SigningKey], *,
     }
 
 
-def _first_api_key(building: Path, clock: Callable[[], int], random: Callable[[int], bytes]) -> str:
-    server = open_server(_settings(building), clock=clock, random=random)
+def _first_api_key(settings: Settings, clock: Callable[[], int], random: Callable[[int], bytes]) -> str:
+    server = open_server(settings, clock=clock, random=random)
     try:
         made = api_keys.create(server, name="first", scopes=["admin"])
     finally:
@@ -194,10 +206,6 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _settings(directory: Path) -> Settings:
-    return Settings(directory=directory)
 
 
 def open_server(

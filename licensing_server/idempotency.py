@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import sqlalchemy as sa
 from fastapi import Depends, Header, Request
 
+from licensing_server.audit_log.chain import COMMAND
 from licensing_server.bodies import RawJson
 from licensing_server.database import metadata, write
 from licensing_server.server import Server
@@ -42,6 +43,11 @@ class Once:
     key: str | None = None
     api_key: str = ""
     request_hash: str = ""
+
+    @property
+    def who(self) -> str:
+        """Whose decision it is, as the audit log names it."""
+        return self.api_key or COMMAND
 
     def run(self, server: Server, make: Callable[[sa.Connection], Document]) -> Document:
         """Make it in one write transaction; where the key was used already, give what was answered then.

@@ -47,6 +47,11 @@ def _read_cursor(cursor: str) -> tuple[int, str]:
     return at, key
 
 
+def to_cursor(at: int, key: str) -> str:
+    """Write where a page ended, for `Page.after` of the next."""
+    return to_base64url(to_bytes([at, key]))
+
+
 def fetch(
     connection: sa.Connection,
     chosen: sa.Select[Any],
@@ -66,5 +71,5 @@ def fetch(
     following = None
     if len(rows) > page.limit:
         last = shown[-1]
-        following = to_base64url(to_bytes([last.page_at, last.page_key]))
+        following = to_cursor(last.page_at, last.page_key)
     return {"items": [to_document(row) for row in shown], "next": following}

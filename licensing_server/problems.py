@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meterkit.canonical import to_bytes
 from meterkit.errors import MeterkitError, TransportError, refusal
@@ -52,10 +53,27 @@ def respond(error: MeterkitError) -> Response:
 
 def install(app: FastAPI) -> None:
     """Let every error of an application be answered as a problem."""
+    app.add_middleware(RefuseNul)
     app.add_exception_handler(MeterkitError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
+
+
+class RefuseNul:
+    """Answers what names a NUL in its URL: PostgreSQL has no such text, and nothing here is named so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass every other request on."""
+        app = self._app
+        if scope["type"] == "http" and "\x00" in scope["path"]:
+            app = respond(refusal("not_found"))
+        elif scope["type"] == "http" and b"%00" in scope["query_string"]:
+            app = respond(refusal("malformed_members", "query"))
+        await app(scope, receive, send)
 
 
 def _refused(_: Request, error: Exception) -> Response:

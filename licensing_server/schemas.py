@@ -53,6 +53,7 @@ UnitsMax = Annotated[int, shaped(shapes.integer(1))]
 Digest = Annotated[str, shaped(shapes.HASH)]
 LicenseId = Annotated[str, shaped(shapes.LICENSE)]
 CustomerId = Annotated[str, shaped(shapes.ident("cus"))]
+Epoch = Annotated[str, shaped(shapes.EPOCH)]
 PlanId = Annotated[str, shaped(shapes.ident("plan"))]
 Digests = Annotated[
     list[Digest], shaped(shapes.listed(shapes.HASH, limits.MODEL_DIGESTS_MAX, least=1, unique=True))

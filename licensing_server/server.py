@@ -11,7 +11,7 @@ from licensing_server.sealing import Sealer
 from meterkit import ids, limits, signing
 from meterkit.envelopes import Kind
 from meterkit.errors import ServiceError, TrustError
-from meterkit.keys import Keyring, SigningKey
+from meterkit.keys import Keyring, SigningKey, VerifyKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Server:
     """One vendor's server. Its clock and its randomness are functions, so that tests can hold them.
 
     `keyrings` are the documents that devices are given, by version; `keyring` is the newest of them, opened.
+    `device_keys` remembers keys that were read: a device's id is its key's own, so what is remembered stays true.
     """
 
     directory: Path
@@ -31,6 +32,7 @@ class Server:
     keyring: Keyring = field(repr=False)
     pepper: bytes = field(repr=False)
     sealer: Sealer = field(repr=False)
+    device_keys: dict[str, VerifyKey] = field(default_factory=dict, repr=False, compare=False)
 
     def make_id(self, prefix: str) -> str:
         """Make a new identifier of a noun."""

@@ -11,6 +11,7 @@ from typing import IO, Any, TypeVar
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from licensing_server import directory, migrating, pages, settings
 from licensing_server.pages import Document, Page
@@ -20,6 +21,7 @@ from meterkit.canonical import from_bytes
 from meterkit.errors import InputError, MeterkitError
 
 PROGRAM = "meterkit-server"
+WHO = "command line"  # who decides, where a decision names them
 _WIDE = 200  # columns of a table that no terminal cuts
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,8 +54,10 @@ class Shell:
         return server
 
     def open(self) -> Server:
-        """Open the server's directory, whatever its database is like."""
-        return directory.open_server(settings.read(os.environ, self.directory))
+        """Open the server's directory, whatever its database is like. Its connections end with the command."""
+        server = directory.open_server(settings.read(os.environ, self.directory))
+        click.get_current_context().call_on_close(server.engine.dispose)
+        return server
 
     def show(self, document: Document) -> None:
         """Print one thing: as JSON, or a line for each member."""
@@ -71,7 +75,7 @@ class Shell:
         console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else _WIDE)
         table = Table(*columns, box=None, header_style="bold", pad_edge=False)
         for item in document["items"]:
-            table.add_row(*(_plain(name, item.get(name)) for name in columns))
+            table.add_row(*(Text(_plain(name, item.get(name))) for name in columns))  # no text is markup
         console.print(table)
         if document.get("next"):
             click.echo(f"more: --cursor {document['next']}", err=True)
@@ -83,9 +87,8 @@ def _plain(name: str, value: Any) -> str:
         return "–"
     if name.endswith("_at") and isinstance(value, int):
         return dt.datetime.fromtimestamp(value, tz=dt.UTC).isoformat().replace("+00:00", "Z")
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature

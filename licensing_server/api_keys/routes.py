@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from licensing_server.api_keys import service
 from licensing_server.api_keys.schemas import NewApiKey
-from licensing_server.auth import allowed
+from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.idempotency import OnceDep
 from licensing_server.pages import Document, PageDep
@@ -27,6 +27,6 @@ def list_all(server: ServerDep, page: PageDep) -> Document:
 
 
 @router.post("/{key_id}/revoke", dependencies=[allowed("admin")])
-def revoke(server: ServerDep, key_id: str) -> Document:
+def revoke(server: ServerDep, key_id: str, who: WhoDep) -> Document:
     """Revoke an API key."""
-    return service.revoke(server, key_id)
+    return service.revoke(server, key_id, who=who)

@@ -5,6 +5,7 @@ import hmac
 from dataclasses import dataclass
 
 from licensing_server.api_keys import store
+from licensing_server.audit_log import service as audit_log
 from licensing_server.database import Connection, read, write
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
@@ -14,7 +15,14 @@ from meterkit.canonical import to_base64url
 from meterkit.errors import InputError, ServiceError
 
 AREAS = ("catalog", "customers", "licenses", "devices", "usage", "billing")
-SCOPES = frozenset({"admin", *(f"{area}:{right}" for area in AREAS for right in ("read", "write"))})
+SCOPES = frozenset(
+    {
+        "admin",
+        *(f"{area}:{right}" for area in AREAS for right in ("read", "write")),
+        "audit-log:read",
+        "reconciliation:read",
+    }
+)
 _PREFIX = "mk_"
 _KEY_ID = shapes.ident("key")
 _SECRET_BYTES = 32
@@ -60,7 +68,9 @@ def create(
             revoked_at=None,
         )
         store.insert(connection, key)
-        return {**key.to_document(), "key": f"{_PREFIX}{key_id}.{secret}"}
+        document = key.to_document()
+        audit_log.append(server, connection, who=once.who, action="api_key.create", subject=key_id, body=document)
+        return {**document, "key": f"{_PREFIX}{key_id}.{secret}"}
 
     return once.run(server, make)
 
@@ -95,14 +105,17 @@ def _is_current(key: store.ApiKey, now: int) -> bool:
     return key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
 
 
-def revoke(server: Server, key_id: str) -> Document:
+def revoke(server: Server, key_id: str, *, who: str = audit_log.COMMAND) -> Document:
     """Revoke an API key, at once and for good."""
     with write(server) as connection:
-        if store.find(connection, key_id) is None:
-            raise ServiceError("not_found", "api key")
-        store.revoke(connection, key_id, server.clock())
         found = store.find(connection, key_id)
-    return found.to_document() if found else {}
+        if found is None:
+            raise ServiceError("not_found", "api key")
+        if store.revoke(connection, key_id, server.clock()):
+            found = store.find(connection, key_id) or found
+            body = found.to_document()
+            audit_log.append(server, connection, who=who, action="api_key.revoke", subject=key_id, body=body)
+    return found.to_document()
 
 
 def page(server: Server, asked: Page) -> Document:

@@ -77,10 +77,10 @@ def find(connection: sa.Connection, key_id: str) -> ApiKey | None:
     return from_row(row) if row else None
 
 
-def revoke(connection: sa.Connection, key_id: str, now: int) -> None:
-    """Revoke a key; the first instant stays."""
-    first = sa.func.coalesce(api_keys.c.revoked_at, now)
-    connection.execute(sa.update(api_keys).where(api_keys.c.id == key_id).values(revoked_at=first))
+def revoke(connection: sa.Connection, key_id: str, now: int) -> bool:
+    """Revoke a key, and tell whether it was not already; the first instant stays."""
+    this = sa.and_(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+    return connection.execute(sa.update(api_keys).where(this).values(revoked_at=now)).rowcount == 1
 
 
 def page(connection: sa.Connection, asked: pages.Page) -> pages.Document:

@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from licensing_server import shell
-from licensing_server.billing import service
+from licensing_server.billing import changing, outputs, service
+from licensing_server.billing.outputs import Output
 
 billing = shell.noun("billing", "Billing runs: working out what is owed.")
 invoice = shell.noun("invoice", "Invoices: drafts, finalized ones, and their evidence.")
@@ -26,6 +27,17 @@ def run(sh: shell.Shell, cut_off: int | None, customer: str | None, *, dry_run: 
     if made["failed"]:
         raise click.exceptions.Exit(1)
     return None
+
+
+@billing.command("change-plan")
+@click.argument("license_id")
+@click.option("--plan", required=True, help="Its id.")
+@click.option("--plan-version", type=int, default=None, help="By default the newest.")
+@click.option("--starts", type=click.Choice(["next_period", "now"]), default="next_period")
+@shell.pass_shell
+def change_plan(sh: shell.Shell, license_id: str, plan: str, plan_version: int | None, starts: str) -> None:
+    """Bill a license by another version of a plan, from its next period or from now on."""
+    sh.show(changing.change_plan(sh.server(), license_id, plan=plan, version=plan_version, starts=starts))
 
 
 @billing.command("list")
@@ -91,3 +103,44 @@ def evidence(sh: shell.Shell, invoice_id: str, out: Path | None) -> None:
     path = out or Path(f"{number}.zip")
     path.write_bytes(data)
     sh.show({"number": number, "file": str(path), "bytes": len(data)})
+
+
+_OUTPUT = click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="By default named by its number.",
+)
+
+
+@invoice.command()
+@click.argument("invoice_id")
+@_OUTPUT
+@shell.pass_shell
+def pdf(sh: shell.Shell, invoice_id: str, output: Path | None) -> None:
+    """Write an invoice, or a draft marked as one, as a PDF."""
+    _write(sh, outputs.as_pdf(sh.server(), invoice_id), output)
+
+
+@invoice.command()
+@click.argument("invoice_id")
+@_OUTPUT
+@shell.pass_shell
+def html(sh: shell.Shell, invoice_id: str, output: Path | None) -> None:
+    """Write an invoice, or a draft marked as one, as a page for a browser."""
+    _write(sh, outputs.as_html(sh.server(), invoice_id), output)
+
+
+@invoice.command("csv")
+@click.argument("invoice_id")
+@_OUTPUT
+@shell.pass_shell
+def as_csv(sh: shell.Shell, invoice_id: str, output: Path | None) -> None:
+    """Write a finalized invoice's lines as a CSV in FOCUS columns."""
+    _write(sh, outputs.as_csv(sh.server(), invoice_id), output)
+
+
+def _write(sh: shell.Shell, made: Output, path: Path | None) -> None:
+    path = path or Path(made.name)
+    path.write_bytes(made.data)
+    sh.show({"file": str(path), "bytes": len(made.data)})

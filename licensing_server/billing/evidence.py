@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import chains, store
+from licensing_server.billing import store
 from licensing_server.billing.store import Invoice
 from licensing_server.catalog import store as catalog_store
 from licensing_server.devices.ledger_store import receipts
@@ -13,11 +13,13 @@ from licensing_server.devices.store import devices
 from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.store import licenses
 from licensing_server.server import Server
+from licensing_server.usage import chains, decision_store
 from licensing_server.usage.store import usage_records
 from meterkit import evidence
 from meterkit.attribution import Run
 from meterkit.canonical import to_bytes
 from meterkit.invoices import Terms
+from meterkit.receipts import read_own
 
 Parts = dict[str, bytes]
 
@@ -37,8 +39,15 @@ def gather(server: Server, connection: sa.Connection, invoice: Invoice, run: Run
         **{f"earlier/{each.number}.json": each.body for each in store.earlier_documents(connection, invoice)},
         **_activations(connection, named),
         **_batches(connection, named, run),
+        **_foundations(connection, named),
         **_tokens(connection, ids),
-        evidence.DECISIONS: to_bytes({"quarantined": _quarantined(connection, named, run)}),
+        evidence.DECISIONS: to_bytes(
+            {
+                "quarantined": _quarantined(connection, named, run),
+                "released": _released(connection, named, run),
+                "dismissed": decision_store.dismissals(connection, named, run.number),
+            }
+        ),
     }
 
 
@@ -60,7 +69,13 @@ def _license(connection: sa.Connection, terms: Terms) -> dict[str, Any]:
         "starts_at": starts_at,
         "ends_at": terms.ends_at,
         "versions": [
-            {"plan": each.plan_id, "version": each.number, "starts_at": each.starts_at} for each in terms.versions
+            {
+                "plan": each.plan_id,
+                "version": each.number,
+                "starts_at": each.starts_at,
+                "since_run": each.since_run,
+            }
+            for each in terms.versions
         ],
         "periods": [{name: getattr(period, name) for name in names} for period in terms.periods],
     }
@@ -100,6 +115,16 @@ def _batches(connection: sa.Connection, named: list[str], run: Run) -> Parts:
     return parts
 
 
+def _foundations(connection: sa.Connection, named: list[str]) -> Parts:
+    """The receipts that stand for records that are gone."""
+    parts: Parts = {}
+    for text in chains.foundations(connection, named):
+        own = read_own(text)
+        at = own.position
+        parts[f"receipts/{own.device}.{at.epoch}.{at.seq}.{at.head}.jws"] = text.encode()
+    return parts
+
+
 def _tokens(connection: sa.Connection, ids: list[str]) -> Parts:
     """The tokens of these licenses, and those that their records name: a call may be older than its license."""
     table, record = tokens.c, usage_records.c
@@ -109,9 +134,25 @@ def _tokens(connection: sa.Connection, ids: list[str]) -> Parts:
 
 
 def _quarantined(connection: sa.Connection, named: list[str], run: Run) -> list[dict[str, Any]]:
+    """What the rule set aside, whatever was decided since."""
     table = usage_records.c
     chosen = sa.select(table.device, table.epoch, table.seq, table.hash).where(
         table.device.in_(named), table.quarantined.is_(True), table.acceptance <= run.acceptance_max
     )
+    return _ordered(connection, chosen)
+
+
+def _released(connection: sa.Connection, named: list[str], run: Run) -> list[dict[str, Any]]:
+    """What a person let in again, as known at the run."""
+    table = usage_records.c
+    since_run = table.released_run.label("since_run")
+    chosen = sa.select(table.device, table.epoch, table.seq, table.hash, since_run).where(
+        table.device.in_(named), table.released_run <= run.number, table.acceptance <= run.acceptance_max
+    )
+    return _ordered(connection, chosen)
+
+
+def _ordered(connection: sa.Connection, chosen: sa.Select[Any]) -> list[dict[str, Any]]:
+    table = usage_records.c
     ordered = chosen.order_by(table.device, table.epoch, table.seq, table.hash)
     return [dict(row._mapping) for row in connection.execute(ordered)]  # noqa: SLF001  SQLAlchemy's public name

@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from licensing_server.auth import allowed
-from licensing_server.billing import service
-from licensing_server.billing.schemas import NewRun
+from licensing_server.auth import WhoDep, allowed
+from licensing_server.billing import changing, outputs, service
+from licensing_server.billing.outputs import Output
+from licensing_server.billing.rendering.html import SECURITY_POLICY
+from licensing_server.billing.schemas import NewRun, NewVersion
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.idempotency import OnceDep
 from licensing_server.pages import Document, PageDep
@@ -23,6 +25,16 @@ def create_run(server: ServerDep, body: Annotated[NewRun, json_body(NewRun)], on
     if body.dry_run:
         return service.dry_run(server, cut_off=body.cut_off, customer=body.customer)
     return service.run(server, cut_off=body.cut_off, customer=body.customer, once=once)
+
+
+@router.post("/licenses/{license_id}/versions", status_code=201, dependencies=_WRITE)
+def change_plan(
+    server: ServerDep, license_id: str, body: Annotated[NewVersion, json_body(NewVersion)], once: OnceDep
+) -> Document:
+    """Bill a license by another version of a plan from its next period, or from now on."""
+    return changing.change_plan(
+        server, license_id, plan=body.plan, version=body.plan_version, starts=body.starts, once=once
+    )
 
 
 @router.get("/billing-runs", dependencies=_READ)
@@ -50,9 +62,9 @@ def show(server: ServerDep, invoice_id: str) -> Document:
 
 
 @router.post("/invoices/{invoice_id}/finalize", dependencies=_WRITE)
-def finalize(server: ServerDep, invoice_id: str) -> Document:
+def finalize(server: ServerDep, invoice_id: str, who: WhoDep) -> Document:
     """Make a draft an invoice."""
-    return service.finalize(server, invoice_id)
+    return service.finalize(server, invoice_id, who=who)
 
 
 @router.get("/invoices/{invoice_id}/evidence", dependencies=_READ)
@@ -61,3 +73,27 @@ def show_evidence(server: ServerDep, invoice_id: str) -> Response:
     number, evidence = service.show_evidence(server, invoice_id)
     headers = {"Content-Disposition": f'attachment; filename="{number}.zip"'}
     return Response(evidence, media_type="application/zip", headers=headers)
+
+
+@router.get("/invoices/{invoice_id}/pdf", dependencies=_READ)
+def show_pdf(server: ServerDep, invoice_id: str) -> Response:
+    """Give an invoice as a PDF."""
+    return _send(outputs.as_pdf(server, invoice_id))
+
+
+@router.get("/invoices/{invoice_id}/html", dependencies=_READ)
+def show_html(server: ServerDep, invoice_id: str) -> Response:
+    """Give an invoice as a page for a browser."""
+    return _send(outputs.as_html(server, invoice_id), **{"Content-Security-Policy": SECURITY_POLICY})
+
+
+@router.get("/invoices/{invoice_id}/csv", dependencies=_READ)
+def show_csv(server: ServerDep, invoice_id: str) -> Response:
+    """Give an invoice's lines in FOCUS columns."""
+    return _send(outputs.as_csv(server, invoice_id))
+
+
+def _send(output: Output, **headers: str) -> Response:
+    shown = "inline" if output.media_type == "text/html" else "attachment"
+    named = {"Content-Disposition": f'{shown}; filename="{output.name}"', "X-Content-Type-Options": "nosniff"}
+    return Response(output.data, media_type=output.media_type, headers=named | headers)

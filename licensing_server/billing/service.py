@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NoReturn
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.billing import documents, store
 from licensing_server.billing.documents import Computed
 from licensing_server.billing.store import RUN_SCOPE, Invoice, StoredRun
@@ -17,6 +18,7 @@ from licensing_server.database import Connection, next_number, read, write
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
+from meterkit.canonical import sha256_hex
 from meterkit.errors import InputError, MeterkitError, ServiceError
 
 
@@ -41,7 +43,9 @@ def run(
         ServiceError: `run_superseded` if a later run exists: limits cannot go back; `not_found` for a customer.
     """
     _finish_open(server)
-    started = once.run(server, lambda connection: _start(server, connection, cut_off, customer).to_document())
+    started = once.run(
+        server, lambda connection: _start(server, connection, cut_off, customer, once.who).to_document()
+    )
     failed = _work(server, started["number"])
     return {**show_run(server, started["number"]), "failed": failed}
 
@@ -50,7 +54,7 @@ def dry_run(server: Server, *, cut_off: int | None = None, customer: str | None 
     """Work out what a run would draft, and store nothing."""
     try:
         with write(server) as connection:
-            stored = _start(server, connection, cut_off, customer)
+            stored = _start(server, connection, cut_off, customer, audit_log.COMMAND)
             drafts = [each.body for each in _computed(connection, stored)]
             _undo({"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts})
     except _Undo as undone:
@@ -66,7 +70,9 @@ def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
         yield from documents.compute(connection, customers.find(connection, customer_id), stored.limits)
 
 
-def _start(server: Server, connection: Connection, cut_off: int | None, customer: str | None) -> StoredRun:
+def _start(
+    server: Server, connection: Connection, cut_off: int | None, customer: str | None, who: str
+) -> StoredRun:
     """Store a new run with its limits, or give the one that was asked for before."""
     now = server.clock()
     at = now if cut_off is None else cut_off
@@ -88,6 +94,8 @@ def _start(server: Server, connection: Connection, cut_off: int | None, customer
         created_at=now,
     )
     store.insert_run(connection, started)
+    subject, body = str(started.number), started.to_document()
+    audit_log.append(server, connection, who=who, action="billing_run.start", subject=subject, body=body)
     return started
 
 
@@ -142,7 +150,7 @@ def _draft(server: Server, connection: Connection, customer: Customer, stored: S
     store.mark_billed(connection, stored.number, customer.id)
 
 
-def finalize(server: Server, invoice_id: str) -> Document:
+def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -> Document:
     """Make a draft an invoice: computed again, numbered, its bytes and its evidence frozen for good.
 
     Asked again it gives the invoice as it is.
@@ -175,6 +183,8 @@ def finalize(server: Server, invoice_id: str) -> Document:
         body, evidence = documents.freeze(server, connection, final, made, customer=customer, run=stored.limits)
         final = replace(final, body=body)
         store.finalize(connection, final, evidence, made.bills.lines)
+        about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
+        audit_log.append(server, connection, who=who, action="invoice.finalize", subject=invoice_id, body=about)
         return final.to_document()
 
 

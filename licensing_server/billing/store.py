@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.customers.store import customers
-from licensing_server.database import metadata
+from licensing_server.database import last_number, metadata, total
 from licensing_server.licenses.store import licenses
-from licensing_server.usage.store import batches
+from licensing_server.usage.store import ACCEPTANCE
 from meterkit.attribution import Run
 from meterkit.canonical import from_bytes
 from meterkit.invoices import Billed, Key, Line
@@ -156,7 +156,7 @@ def finish_run(connection: sa.Connection, number: int) -> None:
 
 def newest_acceptance(connection: sa.Connection) -> int:
     """The number of the last accepted batch: they are given in commit order, so none below it is in flight."""
-    return connection.execute(sa.select(sa.func.max(batches.c.acceptance))).scalar() or 0
+    return last_number(connection, ACCEPTANCE)
 
 
 def customers_in(connection: sa.Connection, scope: str) -> list[str]:
@@ -285,8 +285,8 @@ def read_billed(connection: sa.Connection, license_ids: list[str], before_run: i
     sums = (
         sa.select(
             *key,
-            sa.func.sum(table.amount_minor).label("amount_minor"),
-            sa.func.sum(table.quantity_change).label("quantity"),
+            total(table.amount_minor).label("amount_minor"),
+            total(table.quantity_change).label("quantity"),
         )
         .join(invoices, invoices.c.id == table.invoice)
         .where(table.license.in_(license_ids), invoices.c.state == "finalized", invoices.c.run < before_run)

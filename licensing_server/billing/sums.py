@@ -7,18 +7,17 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.billing import chains
+from licensing_server.database import total
 from licensing_server.devices.ledger_store import heads
 from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.periods import license_periods
 from licensing_server.licenses.store import licenses
-from licensing_server.usage.store import batches, usage_records
+from licensing_server.usage.store import HALF, batches, standing, usage_records
 from meterkit.attribution import Calendar, Cited, Measured, Record, Run, Slot, Usage, gather
 from meterkit.invoices import Terms
 from meterkit.licenses import Meter
 from meterkit.limits import INTEGER_MAX
 from meterkit.plans import Recurring
-
-_HALF = 2**26  # quarantined units are added up in halves: whoever signed them may have wanted an overflow
 
 
 def read(connection: sa.Connection, customer: str, run: Run, terms: Iterable[Terms]) -> dict[str, Usage]:
@@ -111,39 +110,43 @@ def _known(customer: str, run: Run) -> sa.CTE:
 
 def _measured(connection: sa.Connection, customer: str, run: Run) -> dict[str, dict[tuple[Slot, Meter], Measured]]:
     known = _known(customer, run).c
-    counted, aside = known.quarantined.is_(False), known.units + known.unsettled
+    held, both = standing(known, run.number), known.units + known.unsettled
     group = (known.license, known.interval, known.start_at, known.model, known.unit, known.device, known.epoch)
     sums = sa.select(
         *group,
-        sa.func.sum(sa.case((counted, known.units), else_=0)).label("units"),
-        sa.func.sum(sa.case((counted, known.unsettled), else_=0)).label("unsettled"),
-        sa.func.sum(sa.case((counted, 0), else_=aside // _HALF)).label("aside_high"),
-        sa.func.sum(sa.case((counted, 0), else_=aside % _HALF)).label("aside_low"),
-        sa.func.min(sa.case((counted, known.seq))).label("first"),
-        sa.func.max(sa.case((counted, known.seq))).label("last"),
+        total(sa.case((held.counted, held.units), else_=0)).label("units"),
+        total(sa.case((held.counted, known.unsettled), else_=0)).label("unsettled"),
+        total(sa.case((held.aside, both // HALF), else_=0)).label("aside_high"),
+        total(sa.case((held.aside, both % HALF), else_=0)).label("aside_low"),
+        total(sa.case((held.dismissed, both), else_=0)).label("dismissed"),
+        total(sa.case((held.counted, held.repeated), else_=0)).label("repeated"),
+        sa.func.min(sa.case((held.counted, known.seq))).label("first"),
+        sa.func.max(sa.case((held.counted, known.seq))).label("last"),
     ).group_by(*group)
     tips = _tips(connection, customer, run)
     found: dict[str, dict[tuple[Slot, Meter], _Sum]] = {}
     for row in connection.execute(sums):
         name = ((row.interval, row.start_at), (row.model, row.unit))
-        held = found.setdefault(row.license, {}).setdefault(name, _Sum())
-        held.add(row, tips.get((row.device, row.epoch), ""))
+        own = found.setdefault(row.license, {}).setdefault(name, _Sum())
+        own.add(row, tips.get((row.device, row.epoch), ""))
     return {own: {name: held.measured() for name, held in each.items()} for own, each in found.items()}
 
 
 class _Sum:
     """One period and meter, put together from its devices' sums."""
 
-    __slots__ = ("cited", "quarantined", "units", "unsettled")
+    __slots__ = ("cited", "dismissed", "quarantined", "repeated", "units", "unsettled")
 
     def __init__(self) -> None:
-        self.units = self.unsettled = self.quarantined = 0
+        self.units = self.unsettled = self.quarantined = self.dismissed = self.repeated = 0
         self.cited: list[Cited] = []
 
     def add(self, row: Any, head: str) -> None:
         self.units += int(row.units)
         self.unsettled += int(row.unsettled)
-        self.quarantined += int(row.aside_high) * _HALF + int(row.aside_low)
+        self.quarantined += int(row.aside_high) * HALF + int(row.aside_low)
+        self.dismissed += int(row.dismissed)
+        self.repeated += int(row.repeated)
         if row.first is not None:
             self.cited.append(Cited(device=row.device, epoch=row.epoch, head=head, first=row.first, last=row.last))
 
@@ -152,6 +155,8 @@ class _Sum:
             units=self.units,
             unsettled=self.unsettled,
             quarantined=min(self.quarantined, INTEGER_MAX),
+            dismissed=min(self.dismissed, INTEGER_MAX),
+            repeated=min(self.repeated, INTEGER_MAX),
             cited=tuple(sorted(self.cited)),
         )
 
@@ -195,7 +200,7 @@ def _active_devices(connection: sa.Connection, customer: str, run: Run) -> dict[
     """How many devices were active in each period: a record of them starts in it, or a token was."""
     known, token, period = _known(customer, run).c, tokens.c, license_periods.c
     by_record = sa.select(known.license, known.interval, known.start_at, known.device).where(
-        known.quarantined.is_(False)
+        standing(known, run.number).counted
     )
     issued = sa.and_(token.iat >= period.start_at, token.iat < period.end_at)
     valid = sa.and_(token.nbf < period.end_at, token.exp > period.start_at)

@@ -25,7 +25,7 @@ def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> 
     Raises:
         ServiceError: `feature_unsupported` where a plan asks for what this version does not bill yet.
     """
-    found = _Licenses(connection, customer)
+    found = Licenses(connection, customer)
     periods.open_until(connection, found.schedules(zone), run.cut_off, since_run=run.number)
     _shorten(connection, found)
     stored = periods.read(connection, found.ids)
@@ -41,7 +41,7 @@ def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> 
     ]
 
 
-class _Licenses:
+class Licenses:
     """A customer's licenses and their timelines, as they are stored."""
 
     def __init__(self, connection: sa.Connection, customer: str) -> None:
@@ -59,7 +59,13 @@ class _Licenses:
             if name not in known:
                 known[name] = read_plan(connection, *name)
             self.versions[row.license].append(
-                Version(plan_id=row.plan, number=row.version, starts_at=row.starts_at, plan=known[name])
+                Version(
+                    plan_id=row.plan,
+                    number=row.version,
+                    starts_at=row.starts_at,
+                    plan=known[name],
+                    since_run=row.since_run,
+                )
             )
 
     def schedules(self, zone: ZoneInfo) -> Iterable[Schedule]:
@@ -105,12 +111,12 @@ def to_core(stored: Iterable[tuple[str, Bounds]]) -> Iterable[Period]:
         )
 
 
-def _shorten(connection: sa.Connection, found: _Licenses) -> None:
-    """End the period in which a license ends; bounds once billed stay (BILLING §2)."""
+def _shorten(connection: sa.Connection, found: Licenses) -> None:
+    """End the period in which a license ends, and remove later ones; bounds once billed stay (BILLING §2)."""
     ending = {license_id: row.ends_at for license_id, row in found.rows.items() if row.ends_at is not None}
     for license_id, stored in periods.read(connection, ending).items():
         for interval, bounds in stored:
             ends_at = ending[license_id]
-            inside = bounds.start_at < ends_at < bounds.end_at
-            if inside and not store.is_billed(connection, license_id, bounds.start_at, bounds.end_at):
+            ended = bounds.start_at < ends_at < bounds.end_at or ends_at < bounds.start_at
+            if ended and not store.is_billed(connection, license_id, bounds.start_at, bounds.end_at):
                 periods.shorten(connection, license_id, interval, bounds.start_at, ends_at)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.catalog import store
 from licensing_server.database import Connection, read
 from licensing_server.idempotency import NO_KEY, Once
@@ -20,9 +21,16 @@ def create_product(server: Server, *, name: str, once: Once = NO_KEY) -> Documen
             raise ServiceError("already_exists", name)
         now = server.clock()
         store.insert_product(connection, name, now)
-        return {"name": name, "created_at": now}
+        document = {"name": name, "created_at": now}
+        _log(server, connection, once, ("product.create", name), document)
+        return document
 
     return once.run(server, make)
+
+
+def _log(server: Server, connection: Connection, once: Once, what: tuple[str, str], body: Document) -> None:
+    action, subject = what
+    audit_log.append(server, connection, who=once.who, action=action, subject=subject, body=body)
 
 
 def page_products(server: Server, asked: Page) -> Document:
@@ -61,6 +69,7 @@ def create_model(
             created_at=server.clock(),
         )
         store.insert_model(connection, model)
+        _log(server, connection, once, ("model.create", f"{product}/{name}"), model.to_document())
         return model.to_document()
 
     return once.run(server, make)
@@ -86,6 +95,7 @@ def add_digest(server: Server, *, product: str, name: str, sha256: str, once: On
         if len(digests) > limits.MODEL_DIGESTS_MAX:
             raise InputError("too_many", f"at most {limits.MODEL_DIGESTS_MAX} digests a model")
         store.update_digests(connection, product, name, digests)
+        _log(server, connection, once, ("model.add_digest", f"{product}/{name}"), {"sha256": sha256})
         return find_model(connection, product, name).to_document()
 
     return once.run(server, make)
@@ -141,7 +151,9 @@ def create_plan(server: Server, *, name: str, body: Any, once: Once = NO_KEY) ->
         plan_id = server.make_id("plan")
         store.insert_plan(connection, plan_id=plan_id, name=name, now=server.clock())
         store.insert_version(connection, plan_id=plan_id, version=1, body=body, now=server.clock())
-        return _plan_document(connection, plan_id, 1)
+        document = _plan_document(connection, plan_id, 1)
+        _log(server, connection, once, ("plan.create", plan_id), document)
+        return document
 
     return once.run(server, make)
 
@@ -155,7 +167,9 @@ def add_version(server: Server, *, plan_id: str, body: Any, once: Once = NO_KEY)
             raise ServiceError("not_found", "plan")
         version = store.newest_version(connection, plan_id) + 1
         store.insert_version(connection, plan_id=plan_id, version=version, body=body, now=server.clock())
-        return _plan_document(connection, plan_id, version)
+        document = _plan_document(connection, plan_id, version)
+        _log(server, connection, once, ("plan.add_version", plan_id), document)
+        return document
 
     return once.run(server, make)
 

@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata
+from licensing_server.database import metadata, named
 from meterkit.canonical import from_bytes, to_bytes
 from meterkit.licenses import Axis, Meter
 from meterkit.limits import BODY_BYTES_MAX
@@ -27,6 +27,7 @@ models = sa.Table(
     sa.Column("sha256", sa.JSON, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
+_MODELS = sa.select(models).where(models.c.product == sa.bindparam("of"), models.c.name.in_(named("names")))
 plans = sa.Table(
     "plans",
     metadata,
@@ -126,8 +127,8 @@ def find_model(connection: sa.Connection, product: str, name: str) -> Model | No
 
 def read_models(connection: sa.Connection, product: str, names: list[str]) -> dict[str, Model]:
     """Read several models of a product, by name."""
-    chosen = sa.select(models).where(models.c.product == product, models.c.name.in_(names))
-    return {row.name: from_row(row) for row in connection.execute(chosen)}
+    rows = connection.execute(_MODELS, {"of": product, "names": names})
+    return {row.name: from_row(row) for row in rows}
 
 
 def models_with(connection: sa.Connection, product: str, sha256: str) -> list[str]:

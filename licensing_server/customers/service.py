@@ -2,6 +2,7 @@
 
 import zoneinfo
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.customers import store
 from licensing_server.database import Connection, read
 from licensing_server.idempotency import NO_KEY, Once
@@ -23,7 +24,11 @@ def create(server: Server, *, name: str, time_zone: str, once: Once = NO_KEY) ->
             id=server.make_id("cus"), name=name, time_zone=time_zone, created_at=server.clock()
         )
         store.insert(connection, customer)
-        return customer.to_document()
+        document = customer.to_document()
+        audit_log.append(
+            server, connection, who=once.who, action="customer.create", subject=customer.id, body=document
+        )
+        return document
 
     return once.run(server, make)
 

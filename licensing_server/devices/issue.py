@@ -1,11 +1,12 @@
 """Issuing one token: within the license's places, pools and end, anchored where the ledger is accepted."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from licensing_server.catalog import store as catalog
+from licensing_server.catalog.store import Model
 from licensing_server.database import Connection
-from licensing_server.devices import ledger_store, revocation_store, token_store
+from licensing_server.devices import decision_store, ledger_store, revocation_store, token_store
 from licensing_server.devices.store import Device
 from licensing_server.licenses import service as licenses
 from licensing_server.licenses import store as license_store
@@ -26,11 +27,20 @@ _OWN_TO_EACH = ("jti", "iat", "nbf", "exp", "serial", "time_floor")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anchor:
-    """Where a token is anchored: the position, whether it is accepted, and what is accepted up to it."""
+    """Where a token is anchored: the position, whether it is accepted, and what is accepted up to it.
+
+    `ahead` is the most that may have been used beyond that, by license, up to a position not accepted yet.
+    """
 
     position: Position
     accepted: bool
     totals: Mapping[Meter, Total]
+    ahead: Mapping[tuple[str, Meter], int] = field(default_factory=dict)
+
+    def spent(self, meter: Meter) -> int:
+        """The most that may have been used of a meter up to here, under whatever license."""
+        ahead = max((units for (_, each), units in self.ahead.items() if each == meter), default=0)
+        return token_store.spent(self.totals.get(meter)) + ahead
 
 
 def believed_serial(told: int) -> int:
@@ -53,8 +63,38 @@ def issue(
     taken = token_store.places_taken(connection, license_.id, now, but=device.id)
     if taken >= license_.devices_max:
         raise ServiceError("code_used_up", f"{license_.devices_max} places")
+    known = catalog.read_models(connection, license_.product, [grant.model for grant in license_.grants])
+    left = {
+        grant.meter: _pool_left(connection, license_, grant, device.id, anchor, now=now)
+        for grant in license_.grants
+    }
+    offered = compose(server, device=device, license_=license_, anchor=anchor, models=known, left=left, now=now)
+    again = _same_as_last(connection, device, offered)
+    if again is not None:
+        return again, device.serial
+    issued = seal(server, offered, license_, anchor)
+    token_store.insert(connection, [issued])
+    refresh(connection, device.id, anchor.position.epoch)
+    return issued.text, offered.serial
+
+
+def compose(
+    server: Server,
+    *,
+    device: Device,
+    license_: License,
+    anchor: Anchor,
+    models: Mapping[str, Model],
+    left: Mapping[Meter, int | None],
+    now: int,
+) -> Token:
+    """Put together what a token issued now says; `left` is what is left of each meter's pool, None without one.
+
+    Raises:
+        ServiceError: `license_inactive` if nothing is left of its time, `signing_unavailable` too far ahead.
+    """
     nbf, exp, grace_s = window(license_, now)
-    token = Token(
+    return Token(
         issuer=server.issuer,
         product=license_.product,
         device=device.id,
@@ -68,18 +108,26 @@ def issue(
         grace_s=grace_s,
         anchor=anchor.position,
         time_floor=None,
-        models=_terms(connection, license_, (device.id, anchor.position.epoch), now),
+        models=tuple(
+            ModelTerms(
+                name=grant.model,
+                unit=grant.unit,
+                axis=models[grant.model].axis,
+                limit=token_limit(grant.token_units_max, left[grant.meter]),
+                sha256=models[grant.model].sha256,
+            )
+            for grant in license_.grants
+        ),
         policy=license_.policy,
         features=license_.features,
     )
-    again = _same_as_last(connection, device, token)
-    if again is not None:
-        return again, device.serial
+
+
+def seal(server: Server, token: Token, license_: License, anchor: Anchor) -> token_store.Issued:
+    """Sign a token, and note beside it what was accepted at its anchor."""
     text = server.sign(envelopes.TOKEN, token.to_claims())
-    issued = token_store.Issued(token=token, text=text, anchor_accepted=anchor.accepted, at_anchor=anchor.totals)
-    token_store.insert(connection, issued)
-    refresh(connection, device.id, anchor.position.epoch)
-    return text, token.serial
+    at_anchor = {grant.meter: anchor.spent(grant.meter) for grant in license_.grants}
+    return token_store.Issued(token=token, text=text, anchor_accepted=anchor.accepted, at_anchor=at_anchor)
 
 
 def window(license_: License, now: int) -> tuple[int, int, int]:
@@ -100,30 +148,17 @@ def window(license_: License, now: int) -> tuple[int, int, int]:
     return nbf, exp, grace_s
 
 
-def _terms(connection: Connection, license_: License, ledger: tuple[str, str], now: int) -> tuple[ModelTerms, ...]:
-    known = catalog.read_models(connection, license_.product, [grant.model for grant in license_.grants])
-    return tuple(
-        ModelTerms(
-            name=grant.model,
-            unit=grant.unit,
-            axis=known[grant.model].axis,
-            limit=token_limit(grant.token_units_max, _pool_left(connection, license_, grant, ledger, now)),
-            sha256=known[grant.model].sha256,
-        )
-        for grant in license_.grants
-    )
-
-
 def _pool_left(
-    connection: Connection, license_: License, grant: Grant, ledger: tuple[str, str], now: int
+    connection: Connection, license_: License, grant: Grant, device: str, anchor: Anchor, *, now: int
 ) -> int | None:
-    """Pool − accepted − Σ exposure (DESIGN §4); what this ledger may reach already, it may be given again."""
+    """Pool − accepted − Σ exposure (DESIGN §4), but for what this ledger may reach beyond the anchor already."""
     if grant.pool_units is None:
         return None
     period = 0 if grant.pool_per == "license" else licenses.pool_starts(connection, license_)(now)
     accepted = license_store.accepted_units(connection, license_.id, grant.meter, period)
+    ledger = (device, anchor.position.epoch)
     exposed = token_store.exposed_units(connection, license_.id, grant.meter, but=ledger)
-    return grant.pool_units - accepted - exposed
+    return grant.pool_units - accepted - exposed - anchor.ahead.get((license_.id, grant.meter), 0)
 
 
 def _same_as_last(connection: Connection, device: Device, token: Token) -> str | None:
@@ -134,6 +169,8 @@ def _same_as_last(connection: Connection, device: Device, token: Token) -> str |
     if last is None or not token.iat - REUSE_S <= last.iat <= token.iat:
         return None
     if revocation_store.is_revoked(connection, "token", last.jti):
+        return None
+    if last.serial <= decision_store.written_off_serial(connection, device.id, last.epoch):
         return None
     body: str = last.body
     claims = from_bytes(

@@ -1,12 +1,14 @@
 """How far each device's ledgers are accepted: checkpoints, their branches' tips, and the receipts given."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import metadata
-from meterkit.ledger import Chain, TokenRef
+from licensing_server.database import insert_all, metadata, named
+from meterkit.ledger import Chain, TokenRef, Total
+from meterkit.licenses import Meter
 from meterkit.positions import Position
 from meterkit.receipts import totals_from_claims, totals_to_claims
 
@@ -40,6 +42,12 @@ receipts = sa.Table(
 )
 
 
+_PLACE = (heads.c.device, heads.c.epoch, heads.c.seq, heads.c.head)
+_TIPS = sa.select(heads).where(heads.c.device.in_(named("devices")), heads.c.is_tip.is_(True))
+_PLACES = sa.select(*_PLACE).where(sa.tuple_(*_PLACE).in_(named("places")))
+_END = sa.update(heads).where(sa.tuple_(*_PLACE).in_(named("places"))).values(is_tip=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """A checkpoint: the chain as known at one position, and through when its branch has reported.
@@ -58,8 +66,8 @@ class Head:
         return self.chain.position
 
 
-def from_row(row: Any) -> Head:
-    """Read a checkpoint's row."""
+def from_row(row: Any, totals: Mapping[Meter, Total] | None = None) -> Head:
+    """Read a checkpoint's row, with other totals than its own if they are given."""
     token = None
     if row.last_token_jti is not None:
         token = TokenRef(
@@ -72,7 +80,7 @@ def from_row(row: Any) -> Head:
         device=row.device,
         position=Position(epoch=row.epoch, seq=row.seq, head=row.head),
         token=token,
-        totals=totals_from_claims(row.totals),
+        totals=totals_from_claims(row.totals) if totals is None else totals,
     )
     return Head(chain=chain, acceptance=row.acceptance, is_tip=row.is_tip, through=row.through)
 
@@ -115,19 +123,59 @@ def read_tips(connection: sa.Connection, device: str, epoch: str) -> list[Head]:
     return [from_row(row) for row in connection.execute(chosen.order_by(heads.c.seq, heads.c.head))]
 
 
+def read_all_tips(connection: sa.Connection, devices: Collection[str]) -> list[Head]:
+    """The ends of all branches of several devices' ledgers."""
+    return [from_row(row) for row in connection.execute(_TIPS, {"devices": list(devices)})]
+
+
+def known_positions(
+    connection: sa.Connection, asked: Collection[tuple[str, Position]]
+) -> set[tuple[str, Position]]:
+    """Those of the named places, of a device and in its ledger, that are checkpoints."""
+    rows = connection.execute(_PLACES, {"places": [(device, *position) for device, position in asked]})
+    return {(row.device, Position(row.epoch, row.seq, row.head)) for row in rows}
+
+
+def go_on(connection: sa.Connection, ended: Sequence[Head], made: Sequence[Head]) -> None:
+    """Store new checkpoints; those that their branches went on from are tips no more."""
+    places = [(head.chain.device, *head.position) for head in ended]
+    if places:
+        connection.execute(_END, {"places": places})
+    insert_all(connection, heads, [to_row(head) for head in made])
+
+
+def read_foundations(connection: sa.Connection, device: str, epoch: str) -> list[Head]:
+    """The checkpoints that no batch brought: receipts that stand for records that are gone."""
+    own = sa.and_(heads.c.device == device, heads.c.epoch == epoch, heads.c.acceptance == 0, heads.c.seq > 0)
+    return [from_row(row) for row in connection.execute(sa.select(heads).where(own).order_by(heads.c.seq))]
+
+
 def has_other_epoch(connection: sa.Connection, device: str, epoch: str) -> bool:
     """Tell whether another life of this device's ledger was accepted before."""
     chosen = sa.select(heads.c.epoch).where(heads.c.device == device, heads.c.epoch != epoch)
     return connection.execute(chosen.limit(1)).first() is not None
 
 
+# Branches grow; which token is in force behind records that were gone is learned when they come after all.
+_CHANGING = ("is_tip", "through", "last_token_jti", "last_token_serial", "last_token_iat", "last_token_license")
+
+
 def put(connection: sa.Connection, head: Head) -> None:
     """Store a checkpoint, or what has changed of it."""
     row = to_row(head)
-    changed = {"is_tip": row["is_tip"], "through": row["through"]}
+    changed = {name: value for name, value in row.items() if name in _CHANGING}
     this = _at(heads, head.chain.device, head.position)
     if connection.execute(sa.update(heads).where(this).values(changed)).rowcount == 0:
         connection.execute(sa.insert(heads), [row])
+
+
+def insert_receipts(connection: sa.Connection, given: Sequence[tuple[Head, str]], now: int) -> None:
+    """Store receipts for positions that have none yet."""
+    rows = [
+        {"device": head.chain.device, **head.position.to_claims(), "body": body, "issued_at": now}
+        for head, body in given
+    ]
+    insert_all(connection, receipts, rows)
 
 
 def find_receipt(connection: sa.Connection, device: str, position: Position) -> str | None:
@@ -145,7 +193,15 @@ def find_receipt_position(connection: sa.Connection, device: str, body: str) -> 
     return Position(epoch=row.epoch, seq=row.seq, head=row.head) if row else None
 
 
-def insert_receipt(connection: sa.Connection, device: str, position: Position, body: str, now: int) -> None:
+def receipt_issued_at(connection: sa.Connection, device: str, position: Position) -> int | None:
+    """When the receipt for exactly this position was given, if one was."""
+    chosen = sa.select(receipts.c.issued_at).where(_at(receipts, device, position))
+    return connection.execute(chosen).scalar_one_or_none()
+
+
+def put_receipt(connection: sa.Connection, device: str, position: Position, body: str, now: int) -> None:
     """Store a receipt: asked again, the same text is given."""
-    row = {"device": device, **position.to_claims(), "body": body, "issued_at": now}
-    connection.execute(sa.insert(receipts), [row])
+    given = {"body": body, "issued_at": now}
+    this = _at(receipts, device, position)
+    if connection.execute(sa.update(receipts).where(this).values(given)).rowcount == 0:
+        connection.execute(sa.insert(receipts), [{"device": device, **position.to_claims(), **given}])

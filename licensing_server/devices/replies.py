@@ -20,8 +20,23 @@ def make(
     license_: License | None,
 ) -> Reply:
     """Put a reply together for a device that holds `has` already."""
+    return compose(
+        server, revocation_store.newest(connection), has=has, receipts=receipts, token=token, license_=license_
+    )
+
+
+def compose(
+    server: Server,
+    newest: tuple[int, str | None],
+    *,
+    has: Has,
+    receipts: tuple[str, ...],
+    token: str | None,
+    license_: License | None,
+) -> Reply:
+    """The same, told the newest list of what is revoked."""
     lacking = [document for version, document in sorted(server.keyrings.items()) if version > has.keyring]
-    version, revoked = revocation_store.newest(connection)
+    version, revoked = newest
     return Reply(
         keyrings=tuple(lacking[: limits.REPLY_KEYRINGS_MAX]),
         revocations=revoked if version > has.revocations else None,

@@ -1,10 +1,15 @@
 """What was revoked, and the signed lists that say so."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import metadata
+from licensing_server.database import counters, metadata, named
+from meterkit import limits
+
+_SEEN = "revocations_seen"  # a counter that the migrations made, so that no two transactions do
+_VERSION_BELIEVED_MAX = limits.INTEGER_MAX // 2
 
 revocations = sa.Table(
     "revocations",
@@ -20,6 +25,10 @@ revocation_lists = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("issued_at", sa.BigInteger, nullable=False),
 )
+_INSTANTS = sa.select(revocations.c.subject, revocations.c.created_at).where(
+    revocations.c.subject.in_(named("subjects"))
+)
+_NEWEST = sa.select(revocation_lists).order_by(revocation_lists.c.version.desc()).limit(1)
 
 
 def is_revoked(connection: sa.Connection, kind: str, subject: str) -> bool:
@@ -27,6 +36,12 @@ def is_revoked(connection: sa.Connection, kind: str, subject: str) -> bool:
     table = revocations.c
     chosen = sa.select(table.subject).where(table.kind == kind, table.subject == subject)
     return connection.execute(chosen).first() is not None
+
+
+def read_instants(connection: sa.Connection, subjects: Sequence[str]) -> dict[str, int]:
+    """When those of the named tokens, licenses and devices were revoked that were."""
+    rows = connection.execute(_INSTANTS, {"subjects": list(subjects)})
+    return {row.subject: row.created_at for row in rows}
 
 
 def insert(connection: sa.Connection, kind: str, subject: str, now: int) -> None:
@@ -43,11 +58,27 @@ def read_all(connection: sa.Connection) -> list[tuple[str, str]]:
 
 def newest(connection: sa.Connection) -> tuple[int, str | None]:
     """The newest list: its version and its text; version 0 before there is any."""
-    chosen = sa.select(revocation_lists).order_by(revocation_lists.c.version.desc()).limit(1)
-    row: Any = connection.execute(chosen).one_or_none()
+    row: Any = connection.execute(_NEWEST).one_or_none()
     return (row.version, row.body) if row else (0, None)
 
 
 def insert_list(connection: sa.Connection, version: int, body: str, now: int) -> None:
     """Store a new list."""
     connection.execute(sa.insert(revocation_lists), [{"version": version, "body": body, "issued_at": now}])
+
+
+def note_seen(connection: sa.Connection, version: int) -> None:
+    """Take a device's word that it holds a list of this version: a server restored from a backup has forgotten
+    its newest ones, and no device would take the next list if it had a lower number.
+    """
+    version = min(version, _VERSION_BELIEVED_MAX)
+    if version <= newest(connection)[0] or version < next_version(connection):
+        return
+    lower = sa.and_(counters.c.name == _SEEN, counters.c.value < version)
+    connection.execute(sa.update(counters).where(lower).values(value=version))
+
+
+def next_version(connection: sa.Connection) -> int:
+    """The number of the next list: above every one that was given, or that a device holds."""
+    seen = connection.execute(sa.select(counters.c.value).where(counters.c.name == _SEEN)).scalar_one()
+    return max(newest(connection)[0], int(seen)) + 1

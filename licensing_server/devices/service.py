@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.database import Connection, read, write
 from licensing_server.devices import issue, ledger_store, replies, revocation_store, store, token_store
 from licensing_server.devices.store import Device
@@ -54,13 +55,14 @@ def _licensed_by(server: Server, connection: Connection, request: ActivationRequ
     if license_.product != request.product:
         raise TrustError("audience_wrong")
     activation.check_proof(server.sealer.unseal(code.id, code.secret_encrypted), request)
-    _check_active(license_, now)
+    check_active(license_, now)
     if code.expires_at is not None and now >= code.expires_at:
         raise ServiceError("code_expired")
     return license_
 
 
-def _check_active(license_: License, now: int) -> None:
+def check_active(license_: License, now: int) -> None:
+    """Return if a license is active, else raise `license_inactive`."""
     state = license_.state_at(now)
     if state != "active":
         raise ServiceError("license_inactive", state)
@@ -68,7 +70,7 @@ def _check_active(license_: License, now: int) -> None:
 
 def _license_of(connection: Connection, device: Device, now: int) -> License:
     license_ = licenses.find(connection, device.license or "", lock=True)
-    _check_active(license_, now)
+    check_active(license_, now)
     return license_
 
 
@@ -96,7 +98,9 @@ def _registered(
         store.insert(connection, asked)
     elif known.product != asked.product:
         raise DeviceError("product_wrong")
-    elif known.state != "active":
+    elif known.state == "retired":
+        raise ServiceError("state_conflict", "it is retired; take that back first")
+    elif known.state not in ("active", "lost"):
         raise ServiceError("device_revoked")
     if not repeated:
         row = {
@@ -110,7 +114,7 @@ def _registered(
         store.insert_activation(connection, row)
     if known is None:
         return asked
-    kept = ("activated_at", "held", "serial", "serial_seen", "seen_at", "revision")
+    kept = ("state", "activated_at", "held", "serial", "serial_seen", "seen_at", "revision")
     return known if repeated else replace(asked, **{name: getattr(known, name) for name in kept})
 
 
@@ -127,7 +131,9 @@ def _first_reply(
         raise ServiceError("state_conflict", "it is held until its fork is resolved")
     anchor = anchor_at(connection, device.id, request.position)
     token, serial = issue.issue(server, connection, device=device, license_=license_, anchor=anchor, now=now)
-    save(connection, replace(device, serial=serial, seen_at=now))
+    found = back(device)
+    save(connection, replace(found, serial=serial, seen_at=now))
+    log_back(server, connection, device, found)
     receipt = ledger_store.find_receipt(connection, device.id, request.position)
     return replies.make(
         server,
@@ -139,6 +145,18 @@ def _first_reply(
     )
 
 
+def back(device: Device) -> Device:
+    """A device that was heard of: if it was declared lost, it is not."""
+    return replace(device, state="active") if device.state == "lost" else device
+
+
+def log_back(server: Server, connection: Connection, before: Device, device: Device) -> None:
+    """Log that a lost device came back, if one did."""
+    if before.state == "lost" and device.state == "active":
+        who, body = audit_log.SERVER, {"from": before.state}
+        audit_log.append(server, connection, who=who, action="device.active", subject=device.id, body=body)
+
+
 def save(connection: Connection, device: Device) -> None:
     """Store a device; if it changed since it was read, nothing of the transaction may stand."""
     if not store.update(connection, device):
@@ -148,8 +166,8 @@ def save(connection: Connection, device: Device) -> None:
 def anchor_at(connection: Connection, device_id: str, position: Position) -> issue.Anchor:
     """The anchor at a position that a device says it is at, and what is accepted up to it.
 
-    A position ahead of what is accepted counts from the longest branch known; the records in between are
-    added when they come.
+    A position ahead of what is accepted counts from the longest branch known, and as if all had been used up to
+    it that the device's tokens allow; what truly was, its records say when they come.
     """
     if position.seq == 0:
         if position.head != ZERO:
@@ -160,7 +178,9 @@ def anchor_at(connection: Connection, device_id: str, position: Position) -> iss
         return issue.Anchor(position=position, accepted=True, totals=head.chain.totals)
     tips = ledger_store.read_tips(connection, device_id, position.epoch)
     totals = tips[-1].chain.totals if tips else {}
-    return issue.Anchor(position=position, accepted=False, totals=totals)
+    reach = token_store.reach_ahead(connection, device_id, position)
+    ahead = {key: max(0, most - token_store.spent(totals.get(key[1]))) for key, most in reach.items()}
+    return issue.Anchor(position=position, accepted=False, totals=totals, ahead=ahead)
 
 
 def find(connection: Connection, device_id: str) -> Device:
@@ -190,7 +210,7 @@ def page_tokens(server: Server, device_id: str, asked: Page) -> Document:
         return token_store.page(connection, device_id, asked)
 
 
-def revoke(server: Server, kind: str, subject: str) -> Document:
+def revoke(server: Server, kind: str, subject: str, *, who: str = audit_log.COMMAND) -> Document:
     """Revoke a token, a license or a device, for good: devices hear of it with their next reply.
 
     A revoked license has ended; a revoked device gets receipts only. Until a device hears of it, its token
@@ -200,9 +220,11 @@ def revoke(server: Server, kind: str, subject: str) -> Document:
         now = server.clock()
         _check_there(connection, kind, subject)
         if not revocation_store.is_revoked(connection, kind, subject):
-            revocation_store.insert(connection, kind, subject, now)
             _take_effect(connection, kind, subject, now)
-            _publish(server, connection, now)
+            publish_revocation(server, connection, kind, subject, now)
+            audit_log.append(
+                server, connection, who=who, action=f"{kind}.revoke", subject=subject, body={"kind": kind}
+            )
         version, _ = revocation_store.newest(connection)
         return {"kind": kind, "subject": subject, "revocations_version": version}
 
@@ -227,26 +249,28 @@ def _take_effect(connection: Connection, kind: str, subject: str, now: int) -> N
             license_store.update_state(connection, subject, "ended", ends_at)
 
 
-def _publish(server: Server, connection: Connection, now: int) -> None:
-    """Sign a new list: of all that was revoked, what could still run."""
+def publish_revocation(server: Server, connection: Connection, kind: str, subject: str, now: int) -> None:
+    """Note that something is revoked, and sign a new list: of all that was revoked, what could still run."""
+    if not revocation_store.is_revoked(connection, kind, subject):
+        revocation_store.insert(connection, kind, subject, now)
     running = [
         (kind, subject)
         for kind, subject in revocation_store.read_all(connection)
         if token_store.is_running(connection, kind, subject, now)
     ]
-    version, _ = revocation_store.newest(connection)
+    version = revocation_store.next_version(connection)
     named = {kind: frozenset(subject for each, subject in running if each == kind) for kind in _KINDS}
     claims = Revocations(
         issuer=server.issuer,
         iat=now,
-        version=version + 1,
+        version=version,
         tokens=named["token"],
         licenses=named["license"],
         devices=named["device"],
     ).to_claims()
     revocations.SHAPE(claims, "revocations")
     body = server.sign(envelopes.REVOCATIONS, claims)
-    revocation_store.insert_list(connection, version + 1, body, now)
+    revocation_store.insert_list(connection, version, body, now)
 
 
 def show_keyrings(server: Server) -> Document:

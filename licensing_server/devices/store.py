@@ -1,12 +1,13 @@
 """Devices, and the activation requests that they signed."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata
+from licensing_server.database import metadata, named
 from meterkit.keys import VerifyKey
 
 devices = sa.Table(
@@ -78,6 +79,17 @@ class Device:
 _OWN = tuple(column.name for column in devices.columns)
 
 
+_NOTED = ("serial", "serial_seen", "seen_at")
+_ALL = sa.select(devices).where(devices.c.id.in_(named("ids")))
+_REVISIONS = sa.select(devices.c.id, devices.c.revision).where(devices.c.id.in_(named("ids")))
+_NOTE = (
+    sa.update(devices)
+    .where(devices.c.id == sa.bindparam("this"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _NOTED})
+    .values(revision=devices.c.revision + 1)
+)
+
+
 def from_row(row: Any) -> Device:
     """Read a row."""
     return Device(**{name: getattr(row, name) for name in _OWN})
@@ -94,6 +106,17 @@ def find(connection: sa.Connection, device_id: str) -> Device | None:
     return from_row(row) if row else None
 
 
+def find_all(connection: sa.Connection, device_ids: Collection[str]) -> dict[str, Device]:
+    """Find several devices."""
+    rows = connection.execute(_ALL, {"ids": list(device_ids)})
+    return {row.id: from_row(row) for row in rows}
+
+
+def read_revisions(connection: sa.Connection, device_ids: Collection[str]) -> dict[str, int]:
+    """How often what is accepted of several devices has changed."""
+    return {row.id: row.revision for row in connection.execute(_REVISIONS, {"ids": list(device_ids)})}
+
+
 def insert(connection: sa.Connection, device: Device) -> None:
     """Store a new device."""
     connection.execute(sa.insert(devices), [to_row(device)])
@@ -104,6 +127,12 @@ def update(connection: sa.Connection, device: Device) -> bool:
     this = sa.and_(devices.c.id == device.id, devices.c.revision == device.revision)
     values = {**to_row(device), "revision": device.revision + 1}
     return connection.execute(sa.update(devices).where(this).values(values)).rowcount == 1
+
+
+def note_exchanges(connection: sa.Connection, changed: Sequence[Device]) -> None:
+    """Store what an exchange changes of devices that were read in this transaction; their revisions move on."""
+    rows = [{"this": each.id, **{f"new_{name}": getattr(each, name) for name in _NOTED}} for each in changed]
+    connection.execute(_NOTE, rows)
 
 
 def page(connection: sa.Connection, asked: pages.Page, license_id: str | None) -> pages.Document:

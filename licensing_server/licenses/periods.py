@@ -263,3 +263,12 @@ def shorten(connection: sa.Connection, license_id: str, interval: str, start_at:
         connection.execute(sa.delete(license_periods).where(this))
     else:
         connection.execute(sa.update(license_periods).where(this).values(end_at=end_at))
+
+
+def divide(
+    connection: sa.Connection, license_id: str, interval: str, bounds: Bounds, *, at: int, since_run: int
+) -> None:
+    """Cut a stored period in two; the second piece is known from a billing run on. It does not commit."""
+    _, rest = cut(bounds, at)
+    shorten(connection, license_id, interval, bounds.start_at, at)
+    connection.execute(sa.insert(license_periods), [to_row(license_id, interval, rest, since_run)])

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter
 
-from licensing_server.auth import allowed
+from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.idempotency import OnceDep
 from licensing_server.licenses import schemas, service
@@ -37,21 +37,21 @@ def show(server: ServerDep, license_id: str) -> Document:
 
 
 @router.post("/{license_id}/suspend", dependencies=_WRITE)
-def suspend(server: ServerDep, license_id: str) -> Document:
+def suspend(server: ServerDep, license_id: str, who: WhoDep) -> Document:
     """Suspend a license: its devices get receipts only."""
-    return service.change_state(server, license_id, "suspended")
+    return service.change_state(server, license_id, "suspended", who=who)
 
 
 @router.post("/{license_id}/resume", dependencies=_WRITE)
-def resume(server: ServerDep, license_id: str) -> Document:
+def resume(server: ServerDep, license_id: str, who: WhoDep) -> Document:
     """Let a suspended license go on."""
-    return service.change_state(server, license_id, "active")
+    return service.change_state(server, license_id, "active", who=who)
 
 
 @router.post("/{license_id}/end", dependencies=_WRITE)
-def end(server: ServerDep, license_id: str) -> Document:
+def end(server: ServerDep, license_id: str, who: WhoDep) -> Document:
     """End a license, now and for good."""
-    return service.change_state(server, license_id, "ended")
+    return service.change_state(server, license_id, "ended", who=who)
 
 
 @router.post("/{license_id}/codes", status_code=201, dependencies=_WRITE)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.catalog import service as catalog
 from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import service as customers
@@ -80,7 +81,11 @@ def grant(server: Server, terms: Terms, *, once: Once = NO_KEY) -> Document:
             grants=_grants(connection, terms),
         )
         store.insert(connection, license_, version)
-        return to_document(connection, license_, now)
+        document = to_document(connection, license_, now)
+        audit_log.append(
+            server, connection, who=once.who, action="license.grant", subject=license_.id, body=document
+        )
+        return document
 
     return once.run(server, make)
 
@@ -162,7 +167,7 @@ def page(server: Server, asked: Page, customer: str | None = None) -> Document:
         return store.page(connection, asked, customer)
 
 
-def change_state(server: Server, license_id: str, state: str) -> Document:
+def change_state(server: Server, license_id: str, state: str, *, who: str = audit_log.COMMAND) -> Document:
     """Suspend, resume or end a license. Tokens already issued run on until they end, or are revoked.
 
     Raises:
@@ -179,7 +184,14 @@ def change_state(server: Server, license_id: str, state: str) -> Document:
             ends_at = max(now, license_.starts_at) if state == "ended" else license_.ends_at
             store.update_state(connection, license_id, state, ends_at)
             license_ = replace(license_, state=state, ends_at=ends_at)
+            log_state(server, connection, license_, who)
         return to_document(connection, license_, now)
+
+
+def log_state(server: Server, connection: Connection, license_: License, who: str) -> None:
+    """Log that somebody, or a rule, has brought a license to its state."""
+    body = {"state": license_.state, "ends_at": license_.ends_at}
+    audit_log.append(server, connection, who=who, action="license.state", subject=license_.id, body=body)
 
 
 def suspend(connection: Connection, license_: License) -> License:
@@ -199,21 +211,24 @@ def create_code(
     """
 
     def make(connection: Connection) -> Document:
-        now = server.clock()
-        if find(connection, license_id).state_at(now) == "ended":
-            raise ServiceError("license_inactive")
-        code = Code(id=server.make_id("code"), secret=server.random(16))
-        row = {
-            "id": code.id,
-            "license": license_id,
-            "created_at": now,
-            "expires_at": expires_at,
-        }
-        sealed = server.sealer.seal(code.id, code.secret)
-        store.insert_code(connection, {**row, "secret_encrypted": sealed})
-        return {**row, "code": code.unsafe_to_text()}
+        return make_code(server, connection, license_id, expires_at=expires_at, who=once.who)
 
     return once.run(server, make)
+
+
+def make_code(
+    server: Server, connection: Connection, license_id: str, *, expires_at: int | None, who: str
+) -> Document:
+    """Make an activation code in the caller's own transaction."""
+    now = server.clock()
+    if find(connection, license_id).state_at(now) == "ended":
+        raise ServiceError("license_inactive")
+    code = Code(id=server.make_id("code"), secret=server.random(16))
+    row = {"id": code.id, "license": license_id, "created_at": now, "expires_at": expires_at}
+    sealed = server.sealer.seal(code.id, code.secret)
+    store.insert_code(connection, {**row, "secret_encrypted": sealed})
+    audit_log.append(server, connection, who=who, action="code.create", subject=code.id, body=row)
+    return {**row, "code": code.unsafe_to_text()}
 
 
 def page_codes(server: Server, license_id: str, asked: Page) -> Document:

@@ -1,12 +1,13 @@
 """Licenses, what they grant per model, their timeline of plan versions, and activation codes."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata
+from licensing_server.database import insert_all, metadata, named
 from meterkit.ledger import Total
 from meterkit.licenses import Meter, Policy
 
@@ -46,6 +47,7 @@ license_versions = sa.Table(
     sa.Column("starts_at", sa.BigInteger, primary_key=True),
     sa.Column("plan", sa.Text, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("since_run", sa.BigInteger, nullable=False, server_default="0"),  # the first run that knew it
 )
 # A projection: what was accepted for a license, in all (period_start 0) and per period where a pool is.
 license_units = sa.Table(
@@ -66,6 +68,21 @@ activation_codes = sa.Table(
     sa.Column("secret_encrypted", sa.Text, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("expires_at", sa.BigInteger),
+)
+
+
+_ALL = sa.select(licenses).where(licenses.c.id.in_(named("licenses")))
+_ALL_GRANTS = (
+    sa.select(license_models)
+    .where(license_models.c.license.in_(named("licenses")))
+    .order_by(license_models.c.model)
+)
+_ALL_UNITS = sa.select(license_units).where(license_units.c.license.in_(named("licenses")))
+_UNITS_KEY = ("license", "model", "unit", "period_start")
+_PUT_UNITS = (
+    sa.update(license_units)
+    .where(*(license_units.c[name] == sa.bindparam(f"this_{name}") for name in _UNITS_KEY))
+    .values(units=sa.bindparam("new_units"), unsettled=sa.bindparam("new_unsettled"))
 )
 
 
@@ -155,11 +172,21 @@ def insert(connection: sa.Connection, license_: License, version: int) -> None:
     """Store a new license with what it grants, and the plan version that it holds from its start on."""
     connection.execute(sa.insert(licenses), [to_row(license_)])
     connection.execute(sa.insert(license_models), [grant_to_row(license_.id, grant) for grant in license_.grants])
+    insert_version(
+        connection, license_.id, starts_at=license_.starts_at, plan=license_.plan, version=version, since_run=0
+    )
+
+
+def insert_version(
+    connection: sa.Connection, license_id: str, *, starts_at: int, plan: str, version: int, since_run: int
+) -> None:
+    """Let a version of a plan count for a license from an instant on, known from a billing run on."""
     row = {
-        "license": license_.id,
-        "starts_at": license_.starts_at,
-        "plan": license_.plan,
+        "license": license_id,
+        "starts_at": starts_at,
+        "plan": plan,
         "version": version,
+        "since_run": since_run,
     }
     connection.execute(sa.insert(license_versions), [row])
 
@@ -173,6 +200,16 @@ def find(connection: sa.Connection, license_id: str, *, lock: bool = False) -> L
     granted = sa.select(license_models).where(license_models.c.license == license_id)
     rows = connection.execute(granted.order_by(license_models.c.model))
     return from_row(row, tuple(map(grant_from_row, rows)))
+
+
+def find_all(connection: sa.Connection, license_ids: Collection[str]) -> dict[str, License]:
+    """Find several licenses. They are not locked: a write transaction holds the database's own lock."""
+    asked = {"licenses": list(license_ids)}
+    rows = connection.execute(_ALL, asked).all()
+    grants: dict[str, list[Grant]] = {}
+    for each in connection.execute(_ALL_GRANTS, asked):
+        grants.setdefault(each.license, []).append(grant_from_row(each))
+    return {row.id: from_row(row, tuple(grants.get(row.id, ()))) for row in rows}
 
 
 def versions(connection: sa.Connection, license_id: str) -> list[pages.Document]:
@@ -245,7 +282,10 @@ def add_units(connection: sa.Connection, license_id: str, period_start: int, add
             table.unit == unit,
             table.period_start == period_start,
         )
-        raised = {"units": table.units + total.units, "unsettled": table.unsettled + total.unsettled}
+        raised = {
+            "units": table.units + total.units,
+            "unsettled": table.unsettled + total.unsettled,
+        }
         if connection.execute(sa.update(license_units).where(this).values(raised)).rowcount == 0:
             row = {
                 "license": license_id,
@@ -256,6 +296,33 @@ def add_units(connection: sa.Connection, license_id: str, period_start: int, add
                 "unsettled": total.unsettled,
             }
             connection.execute(sa.insert(license_units), [row])
+
+
+def read_units(connection: sa.Connection, license_ids: Collection[str]) -> dict[tuple[str, Meter, int], Total]:
+    """What was accepted for several licenses, by license, meter and period (0: in all)."""
+    rows = connection.execute(_ALL_UNITS, {"licenses": list(license_ids)})
+    return {
+        (row.license, (row.model, row.unit), row.period_start): Total(units=row.units, unsettled=row.unsettled)
+        for row in rows
+    }
+
+
+def put_units(connection: sa.Connection, added: Mapping[tuple[str, Meter, int], Total]) -> None:
+    """Add what was newly accepted of licenses to what is known of them."""
+    stored = read_units(connection, {license_id for license_id, _, _ in added})
+    changed, made = [], []
+    for key, total in sorted(added.items()):
+        license_id, (model, unit), period_start = key
+        place = dict(zip(_UNITS_KEY, (license_id, model, unit, period_start), strict=True))
+        if key in stored:
+            both = stored[key].plus(*total)
+            of_place = {f"this_{name}": value for name, value in place.items()}
+            changed.append({**of_place, "new_units": both.units, "new_unsettled": both.unsettled})
+        else:
+            made.append({**place, "units": total.units, "unsettled": total.unsettled})
+    if changed:
+        connection.execute(_PUT_UNITS, changed)
+    insert_all(connection, license_units, made)
 
 
 def accepted_units(connection: sa.Connection, license_id: str, meter: Meter, period_start: int) -> int:

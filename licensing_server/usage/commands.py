@@ -1,83 +1,51 @@
 """`meterkit-server exchange`, `usage` and `exception`."""
 
-import os
 from pathlib import Path
 
 import click
 
-from licensing_server import problems, shell
-from licensing_server.devices import service as devices
+from licensing_server import shell
 from licensing_server.server import Server
-from licensing_server.usage import service
-from meterkit import envelopes, limits
-from meterkit.canonical import to_bytes
-from meterkit.errors import InputError, MeterkitError
-from meterkit.exchange import split_batches
+from licensing_server.usage import deciding, schemas, service, sticks
+from licensing_server.usage import rebuild as projections
 
 exceptions = shell.noun("exception", "Exceptions: what a person should look at, with its evidence.")
 
 
 @click.command("exchange", cls=shell.Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("paths", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @shell.pass_shell
-def exchange(sh: shell.Shell, files: tuple[Path, ...]) -> None:
+def exchange(sh: shell.Shell, paths: tuple[Path, ...]) -> None:
     """Answer files that devices wrote: each FILE gets its .mkreply beside it.
 
-    A refusal is written there too, as the device would have got it over HTTP.
+    Of a folder, as a whole stick, every .mkact and .mkbatch in it is answered. Each file is judged alone; a
+    refusal is written to its .mkreply too, as the device would have got it over HTTP. Exit status 1 if
+    anything was refused. Answering the same files again changes nothing.
     """
-    replies = [path.with_suffix(".mkreply") for path in files]
-    if len(set(replies)) != len(replies) or set(replies) & set(files):
-        raise click.UsageError("two of these files would have one .mkreply; rename one of them")
+    files = sticks.find(paths)
+    if not files:
+        raise click.UsageError("no .mkact or .mkbatch file in there")
+    replies = [sticks.reply_path(path) for path in files]
+    shared = sorted({str(path) for path in replies if replies.count(path) > 1 or path in files})
+    if shared:
+        raise click.UsageError(f"two files would have one reply, {shared[0]}; rename one of them")
     server = sh.server()
-    items = []
     with click.progressbar(files, label="exchanging", **shell.progress()) as bar:
-        for path in bar:
-            code, answer = _answer(server, path)
-            reply = path.with_suffix(".mkreply")
-            _replace(reply, answer)
-            items.append({"file": str(path), "reply": str(reply), "result": code or "accepted"})
-    sh.show_list({"items": items, "next": None}, ("file", "result", "reply"))
+        items = [_exchange(server, path) for path in bar]
+    sh.show_list({"items": items, "next": None}, ("file", "result", "why", "reply"))
     if any(item["result"] != "accepted" for item in items):
         raise click.exceptions.Exit(1)
 
 
-def _answer(server: Server, path: Path) -> tuple[str | None, bytes]:
-    """Answer one file: the code of a refusal, if it is one, and what is to be written.
-
-    What is the server's own trouble is not written for a device to read: it is raised.
-    """
+def _exchange(server: Server, path: Path) -> dict[str, str | None]:
+    answered = sticks.answer(server, path)
+    reply = sticks.reply_path(path)
     try:
-        if path.stat().st_size > limits.FILE_BYTES_MAX:
-            raise InputError("too_large", f"at most {limits.FILE_BYTES_MAX} bytes a file")
-        texts = split_batches(path.read_bytes(), batches_max=limits.FILE_BATCHES_MAX)
-        if len(texts) == 1 and _is_activation(texts[0]):
-            return None, devices.activate(server, texts[0]).to_bytes()
-        return None, service.exchange(server, texts).to_bytes()
-    except MeterkitError as error:
-        if error.status >= 500:
-            raise
-        return error.code, to_bytes(problems.to_document(error))
-
-
-def _is_activation(text: str) -> bool:
-    try:
-        envelopes.unverified_parts(envelopes.ACTIVATION, text)
-    except InputError:
-        return False
-    return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    building = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with building.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(path)
-    finally:
-        building.unlink(missing_ok=True)
+        sticks.replace(reply, answered.reply)
+    except OSError as fault:
+        raise click.FileError(str(reply), hint=fault.strerror) from None
+    code = answered.refused.code if answered.refused else "accepted"
+    return {"file": str(path), "reply": str(reply), "result": code, "why": answered.why}
 
 
 @click.command("usage", cls=shell.Command)
@@ -104,7 +72,7 @@ def usage(
 @exceptions.command("list")
 @click.option("--device", default=None)
 @click.option("--license", "license_id", default=None)
-@click.option("--state", type=click.Choice(["open", "resolved"]), default=None)
+@click.option("--state", type=click.Choice(["open", "acknowledged", "resolved"]), default=None)
 @shell.paged
 @shell.pass_shell
 def list_exceptions(
@@ -122,13 +90,64 @@ def list_exceptions(
     sh.show_list(found, ("id", "kind", "device", "license", "state", "opened_at", "evidence"))
 
 
-@exceptions.command("resolve")
+@exceptions.command()
+@click.argument("exception_id")
+@shell.pass_shell
+def show(sh: shell.Shell, exception_id: str) -> None:
+    """Show an exception, its evidence, and what was decided about it."""
+    sh.show(deciding.show(sh.server(), exception_id))
+
+
+@exceptions.command()
+@click.argument("exception_id")
+@click.option("--owner", default=None, help="Who looks at it.")
+@click.option("--note", default=None)
+@shell.pass_shell
+def acknowledge(sh: shell.Shell, exception_id: str, owner: str | None, note: str | None) -> None:
+    """Say that somebody looks at an exception."""
+    asked = schemas.Acknowledgment.read({"owner": owner, "note": note})
+    sh.show(deciding.acknowledge(sh.server(), exception_id, owner=asked.owner, note=asked.note))
+
+
+@exceptions.command()
+@click.argument("exception_id")
+@click.argument("how")
+@click.option("--outcome", default=None, type=click.Choice(deciding.OUTCOMES), help="What it means for the sums.")
+@click.option("--branch", default=None, help="With dismiss_branch: the head of the branch, as `show` names it.")
+@shell.pass_shell
+def resolve(sh: shell.Shell, exception_id: str, how: str, outcome: str | None, branch: str | None) -> None:
+    """Close an exception, saying HOW it was resolved."""
+    asked = schemas.Resolution.read({"how": how, "outcome": outcome, "branch": branch})
+    sh.show(deciding.resolve(sh.server(), exception_id, deciding.Resolution(**asked.model_dump())))
+
+
+@exceptions.command()
 @click.argument("exception_id")
 @click.argument("how")
 @shell.pass_shell
-def resolve(sh: shell.Shell, exception_id: str, how: str) -> None:
-    """Close an exception, saying HOW it was resolved."""
-    sh.show(service.resolve_exception(sh.server(), exception_id, how=how, who="command line"))
+def reopen(sh: shell.Shell, exception_id: str, how: str) -> None:
+    """Open a resolved exception again, saying why (HOW)."""
+    sh.show(deciding.reopen(sh.server(), exception_id, how=schemas.Reopening.read({"how": how}).how))
 
 
-groups: list[click.Command] = [exchange, usage, exceptions]
+@click.command("rebuild", cls=shell.Command)
+@click.option("--check", is_flag=True, help="Only compare.")
+@click.option("--device", default=None, help="This device only.")
+@shell.pass_shell
+def rebuild(sh: shell.Shell, device: str | None, *, check: bool) -> None:
+    """Work out anew, from what devices signed and people decided, all that is queried; say what differs.
+
+    Exit status 1 with --check if anything differs, and else if something could not be put right.
+    """
+    found = projections.rebuild(sh.server(), check=check, device=device)
+    if sh.as_json:
+        sh.show(found)
+    else:
+        sh.show({name: value for name, value in found.items() if name != "items"})
+        if found["items"]:
+            sh.show_list(found, ("table", "what", "key", "stored", "rebuilt"))
+    if found["left"]:
+        raise click.exceptions.Exit(1)
+
+
+groups: list[click.Command] = [exchange, usage, exceptions, rebuild]

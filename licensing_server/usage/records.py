@@ -4,26 +4,36 @@ Pure: it judges what is quarantined (kept and receipted, not billed until resolv
 a person should look at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from licensing_server.usage.branches import Taken
 from meterkit import limits
-from meterkit.ledger import Entry, TokenRef
-from meterkit.usage import UsageRecord
+from meterkit.ledger import Entry, TokenRef, Total
+from meterkit.licenses import Meter
 
-# The flags and records that open an exception, once per ledger while one is open.
-_FLAGGED = {"over_limit": "over_limit", "clock": "clock"}
+_NOTHING = Total()
+# The flags that open an exception; one open exception of these kinds per ledger says enough.
+_FLAGGED = {"over_limit": "over_limit", "clock": "clock", "expired": "out_of_window"}
+ONCE_OPEN = ("over_limit", "clock", "out_of_window", "revoked", "server_rollback", "unsettled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedToken:
-    """What this server knows of a token that it issued to the device."""
+    """What this server knows of a token that it issued to the device.
+
+    Two are the same that a ledger's `token` record cannot tell apart. `reach` is how far the totals of the
+    ledger may go under it, where that is bounded and known.
+    """
 
     license: str
     serial: int
     iat: int
+    valid_from: int = field(default=0, compare=False)
+    valid_until: int = field(default=limits.INTEGER_MAX, compare=False)  # its grace included
+    revoked_at: int | None = field(default=None, compare=False)
+    reach: Mapping[Meter, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,31 +72,63 @@ def attribute(taken: Taken, known: Mapping[str, IssuedToken], *, received_at: in
     batch's `received_at` (BILLING §2).
     """
     made = Attributed()
-    token = taken.before.token
+    token, totals = taken.before.token, dict(taken.before.totals)
+    ours = token is not None and _is_ours(token, known)
     suspects: dict[str, list[int]] = {}
     for entry in taken.entries:
-        kind = entry.claims["kind"]
+        claims = entry.claims
+        kind = claims["kind"]
         if kind == "token":
             token = _named(entry)
-            made.serial = token.serial if _is_ours(token, known) else made.serial
-        elif kind == "clock" and entry.claims["reason"] == "back":
+            ours = _is_ours(token, known)
+            made.serial = token.serial if ours else made.serial
+        elif kind == "clock" and claims["reason"] == "back":
             suspects.setdefault("clock", []).append(entry.seq)
         elif kind == "usage" and token is not None:
-            record = UsageRecord.from_claims(entry.claims)
-            why = _quarantine(record, token, known)
-            made.rows.append(_row(taken, entry, record, token, received_at=received_at, quarantined=bool(why)))
-            for name in (why, *(_FLAGGED.get(flag) for flag in record.flags)):
-                if name:
-                    suspects.setdefault(name, []).append(entry.seq)
+            why = _quarantine(claims, known) if ours else "unknown_token"
+            made.rows.append(_row(taken, entry, token, received_at=received_at, why=why))
+            meter = claims["model"], claims["unit"]
+            totals[meter] = totals.get(meter, _NOTHING).plus(claims["units"], claims["unsettled"])
+            if why is not None:
+                suspects.setdefault(why, []).append(entry.seq)
+            for name in _suspicions(claims, known.get(claims["token"]), totals[meter]):
+                suspects.setdefault(name, []).append(entry.seq)
     for kind, seqs in suspects.items():
         evidence = {
             "first": seqs[0],
             "last": seqs[-1],
             "records": len(set(seqs)),
-            "head": taken.after.position.head,
+            "head": taken.batch.head,
         }
         made.findings.append(Finding(kind=kind, license=taken.batch.license_id, evidence=evidence))
+    made.findings += _beyond_leases(taken)
     return made
+
+
+def _beyond_leases(taken: Taken) -> Iterator[Finding]:
+    """What a batch claims unsettled beyond one lease: a cell is one process's, in one boot, and loses one at most.
+
+    A lease for one call of many items may be larger by right: a person can tell.
+    """
+    lost: dict[str, int] = {}
+    seqs: dict[str, list[int]] = {}
+    for entry in taken.entries:
+        if entry.claims["kind"] == "usage" and entry.claims["unsettled"]:
+            cell = entry.claims["cell"]
+            lost[cell] = lost.get(cell, 0) + entry.claims["unsettled"]
+            seqs.setdefault(cell, []).append(entry.seq)
+    beyond = [cell for cell, units in lost.items() if units > limits.LEASE_UNITS_MAX]
+    if beyond:
+        told = sorted(seq for cell in beyond for seq in seqs[cell])
+        evidence = {
+            "first": told[0],
+            "last": told[-1],
+            "records": len(told),
+            "head": taken.batch.head,
+            "unsettled": str(sum(lost[cell] for cell in beyond)),  # it may be more than JSON can say
+            "lease_units_max": limits.LEASE_UNITS_MAX,
+        }
+        yield Finding(kind="unsettled", license=taken.batch.license_id, evidence=evidence)
 
 
 def _named(entry: Entry) -> TokenRef:
@@ -101,20 +143,42 @@ def _is_ours(token: TokenRef, known: Mapping[str, IssuedToken]) -> bool:
     return issued == told
 
 
-def _quarantine(record: UsageRecord, token: TokenRef, known: Mapping[str, IssuedToken]) -> str | None:
-    """Why a record is set aside, or None: an unknown token, or more units than its window has time for."""
-    # A call admitted before its license changed may be folded after: it names its own token, of the one before.
-    if not _is_ours(token, known) or record.token not in known:
+def _quarantine(claims: Mapping[str, Any], known: Mapping[str, IssuedToken]) -> str | None:
+    """Why a record is set aside, or None: an unknown token, or more units than its window has time for.
+
+    The token in force is one of ours. A call admitted before its license changed may be folded after: it names its
+    own token, of the license before.
+    """
+    if claims["token"] not in known:
         return "unknown_token"
-    if record.units + record.unsettled > limits.UNITS_PER_SECOND_MAX * limits.WINDOW_S:
+    if claims["units"] + claims["unsettled"] > limits.UNITS_PER_SECOND_MAX * limits.WINDOW_S:
         return "implausible_rate"
     return None
 
 
-def _row(
-    taken: Taken, entry: Entry, record: UsageRecord, token: TokenRef, *, received_at: int, quarantined: bool
-) -> dict[str, Any]:
-    service_at = min(max(record.start_s, token.iat), received_at)
+def _suspicions(claims: Mapping[str, Any], token: IssuedToken | None, total: Total) -> list[str]:
+    """What a person should look at in one record: what the device says itself, and what it does not say.
+
+    It is accepted and billed all the same: what happened and what was allowed are two questions (DESIGN §4).
+    """
+    found = [_FLAGGED[flag] for flag in claims["flags"] if flag in _FLAGGED]
+    if token is None:
+        return found
+    start_s = claims["window"] * limits.WINDOW_S
+    if not token.valid_from < start_s + limits.WINDOW_S or start_s >= token.valid_until:
+        found.append("out_of_window")
+    reach = token.reach.get((claims["model"], claims["unit"]), limits.INTEGER_MAX)
+    if total.units + total.unsettled > reach:
+        found.append("over_limit")
+    if token.revoked_at is not None and start_s >= token.revoked_at:
+        found.append("revoked")
+    return found
+
+
+def _row(taken: Taken, entry: Entry, token: TokenRef, *, received_at: int, why: str | None) -> dict[str, Any]:
+    claims = entry.claims
+    start_s = claims["window"] * limits.WINDOW_S
+    service_at = min(max(start_s, token.iat), received_at)
     return {
         "device": taken.after.device,
         "epoch": taken.batch.epoch,
@@ -122,17 +186,36 @@ def _row(
         "hash": entry.hash,
         "prev": entry.prev,
         "license": token.license_id,
-        "token": record.token,
-        "model": record.model,
-        "unit": record.unit,
-        "digest": record.digest,
-        "units": record.units,
-        "unsettled": record.unsettled,
-        "window": record.window,
-        "provisional": record.provisional,
+        "token": claims["token"],
+        "model": claims["model"],
+        "unit": claims["unit"],
+        "digest": claims["digest"],
+        "units": claims["units"],
+        "unsettled": claims["unsettled"],
+        "window": claims["window"],
+        "provisional": claims["provisional"],
         "service_at": service_at,
-        "shifted": service_at != record.start_s,
-        "flags": list(record.flags),
-        "recorded_at": record.time,
-        "quarantined": quarantined,
+        "shifted": service_at != start_s,
+        "flags": claims["flags"],
+        "recorded_at": claims["time"],
+        "quarantined": why is not None,
+        "quarantined_for": why,
+        "repeated": 0,
     }
+
+
+def reset(taken: Taken) -> Finding:
+    """A new life of a ledger: what its genesis says of the old one."""
+    genesis = taken.entries[0].claims
+    evidence = {"previous": genesis["previous"], "lost": genesis["lost"], "genesis": taken.entries[0].hash}
+    return Finding(kind="reset", license=taken.batch.license_id, evidence=evidence)
+
+
+def fork(taken: Taken, acceptance: int, license_id: str | None) -> Finding:
+    """The proof of a fork: two heads that one device signed, and where their branches part."""
+    evidence = {
+        "fork_at": taken.fork_at.to_claims() if taken.fork_at else None,
+        "heads": [position.to_claims() for position in (*taken.fork_of, taken.after.position)],
+        "acceptance": acceptance,
+    }
+    return Finding(kind="fork", license=taken.batch.license_id or license_id, evidence=evidence)

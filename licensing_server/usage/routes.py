@@ -4,26 +4,35 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from licensing_server.auth import allowed
+from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, inflate, json_body, wire
+from licensing_server.grouping import Grouping
 from licensing_server.pages import Document, PageDep
-from licensing_server.usage import schemas, service
+from licensing_server.usage import deciding, schemas, service
 from meterkit import limits
-from meterkit.exchange import BATCH_MEDIA_TYPE, REPLY_MEDIA_TYPE, split_batches
+from meterkit.exchange import BATCH_MEDIA_TYPE, REPLY_MEDIA_TYPE, Reply, split_batches
 
 router = APIRouter(prefix="/v1")
+_TOGETHER_BYTES_MAX = 256 * 1024  # a larger request would keep those waiting that were taken with it
 
 Wire = Annotated[bytes, Depends(wire(BATCH_MEDIA_TYPE, limits.EXCHANGE_WIRE_BYTES_MAX))]
-State = Literal["open", "resolved"] | None
+State = Literal["open", "acknowledged", "resolved"] | None
 Resolution = Annotated[schemas.Resolution, json_body(schemas.Resolution)]
+Acknowledgment = Annotated[schemas.Acknowledgment, json_body(schemas.Acknowledgment)]
+Reopening = Annotated[schemas.Reopening, json_body(schemas.Reopening)]
 
 
 @router.post("/exchanges")
-def exchange(server: ServerDep, request: Request, body: Wire) -> Response:
-    """Take a device's batches; the answer is one reply."""
-    data = inflate(request, body, limits.EXCHANGE_BYTES_MAX)
-    reply = service.exchange(server, split_batches(data, batches_max=limits.EXCHANGE_BATCHES_MAX))
+async def exchange(server: ServerDep, request: Request, body: Wire) -> Response:
+    """Take a device's batches, with those of other devices where nothing is odd; the answer is one reply."""
+    data = await run_in_threadpool(inflate, request, body, limits.EXCHANGE_BYTES_MAX)
+    texts = split_batches(data, batches_max=limits.EXCHANGE_BATCHES_MAX)
+    together: Grouping[list[str], Reply | None] = request.app.state.exchanges
+    reply = await together.ask(texts) if len(data) <= _TOGETHER_BYTES_MAX else None
+    if reply is None:
+        reply = (await run_in_threadpool(service.take_alone, server, texts)).reply
     return Response(reply.to_bytes(), media_type=REPLY_MEDIA_TYPE)
 
 
@@ -58,8 +67,25 @@ def list_exceptions(
     return service.page_exceptions(server, page, device=device, license_id=license, state=state)
 
 
+@router.get("/exceptions/{exception_id}", dependencies=[allowed("usage:read")])
+def show_exception(server: ServerDep, exception_id: str) -> Document:
+    """Show an exception, and what was decided about it."""
+    return deciding.show(server, exception_id)
+
+
+@router.post("/exceptions/{exception_id}/acknowledge", dependencies=[allowed("usage:write")])
+def acknowledge_exception(server: ServerDep, exception_id: str, body: Acknowledgment, who: WhoDep) -> Document:
+    """Say that somebody looks at an exception."""
+    return deciding.acknowledge(server, exception_id, owner=body.owner, note=body.note, who=who)
+
+
 @router.post("/exceptions/{exception_id}/resolve", dependencies=[allowed("usage:write")])
-def resolve_exception(server: ServerDep, request: Request, exception_id: str, body: Resolution) -> Document:
+def resolve_exception(server: ServerDep, exception_id: str, body: Resolution, who: WhoDep) -> Document:
     """Close an exception, saying how."""
-    who = request.state.caller.id
-    return service.resolve_exception(server, exception_id, how=body.how, who=who)
+    return deciding.resolve(server, exception_id, deciding.Resolution(**body.model_dump()), who=who)
+
+
+@router.post("/exceptions/{exception_id}/reopen", dependencies=[allowed("usage:write")])
+def reopen_exception(server: ServerDep, exception_id: str, body: Reopening, who: WhoDep) -> Document:
+    """Open a resolved exception again."""
+    return deciding.reopen(server, exception_id, how=body.how, who=who)

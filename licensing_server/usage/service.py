@@ -3,54 +3,37 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from licensing_server.audit_log import service as audit_log
 from licensing_server.database import Connection, read, write
-from licensing_server.devices import issue, ledger_store, replies
+from licensing_server.devices import issue, ledger_store, replies, revocation_store
 from licensing_server.devices import service as devices
 from licensing_server.devices import store as device_store
-from licensing_server.devices.ledger_store import Head
 from licensing_server.devices.store import Device
 from licensing_server.licenses import service as licenses
 from licensing_server.licenses.store import License
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
-from licensing_server.usage import branches, store, taking
-from licensing_server.usage.branches import Judged, View
-from licensing_server.usage.store import StoredBatch
+from licensing_server.usage import grouped, judging, opening, store, taking
 from meterkit import envelopes
-from meterkit.errors import MeterkitError, ServiceError, TrustError
-from meterkit.exchange import Batch, Has, Reply, open_batch
+from meterkit.errors import MeterkitError
+from meterkit.exchange import Reply
 from meterkit.keys import VerifyKey
 from meterkit.ledger import Chain
-from meterkit.positions import Position
 from meterkit.receipts import Receipt
 
+_DEVICE_KEYS_MAX = 20_000  # some twenty MiB
 _ATTEMPTS = 2  # judged outside the write lock; a device whose ledger keeps changing is then judged inside it
 # Receipts only: its place is taken, its license's time is used up, or its models no longer fit into one token.
 # What was used is accepted all the same.
 _NO_TOKEN = ("code_used_up", "license_inactive", "too_large")
 
 
-class _Stored:
-    """One device's ledgers in the database, as `branches.View` asks for them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A reply, and the first refusal among the batches that it answers, if one of them was not good."""
 
-    def __init__(self, connection: Connection, device: str) -> None:
-        self._connection = connection
-        self._device = device
-
-    def find(self, position: Position) -> Head | None:
-        return ledger_store.find(self._connection, self._device, position)
-
-    def tips(self, epoch: str) -> list[Head]:
-        return ledger_store.read_tips(self._connection, self._device, epoch)
-
-    def overlapping(self, epoch: str, seq_from: int, seq_to: int) -> list[StoredBatch]:
-        return store.read_overlapping(self._connection, self._device, epoch, seq_from, seq_to)
-
-    def receipt_position(self, body: str) -> Position | None:
-        return ledger_store.find_receipt_position(self._connection, self._device, body)
-
-    def has_other_epoch(self, epoch: str) -> bool:
-        return ledger_store.has_other_epoch(self._connection, self._device, epoch)
+    reply: Reply
+    refused: MeterkitError | None = None
 
 
 def exchange(server: Server, texts: Sequence[str]) -> Reply:
@@ -63,25 +46,57 @@ def exchange(server: Server, texts: Sequence[str]) -> Reply:
         InputError, TrustError, LedgerError: the first refusal, if no batch of the request was good.
         ServiceError: `signing_unavailable`, `database_unavailable`; nothing is acknowledged or changed then.
     """
+    return take(server, texts).reply
+
+
+def take(server: Server, texts: Sequence[str]) -> Answer:
+    """As `exchange`, telling also what was refused beside what was taken."""
+    (reply,) = take_together(server, [texts])
+    return take_alone(server, texts) if reply is None else Answer(reply=reply)
+
+
+def take_together(server: Server, requests: Sequence[Sequence[str]]) -> list[Reply | None]:
+    """Take the requests of several devices in one transaction, each as if it came alone.
+
+    None stands for those that need a closer look (`usage.plain`): they are to be taken alone. So are all where the
+    group fails, for one cannot fail the others.
+
+    Raises:
+        ServiceError: `database_unavailable`; nothing of the group is acknowledged then.
+    """
+    opened = [opening.open_plain(texts, lambda kid: _device_key(server, kid)) for texts in requests]
+    plain = [each for each in opened if each is not None]
+    try:
+        replies = iter(grouped.take(server, plain) if plain else [])
+    except MeterkitError as error:
+        if error.code == "database_unavailable":
+            raise
+        return [None] * len(requests)
+    return [None if each is None else next(replies) for each in opened]
+
+
+def take_alone(server: Server, texts: Sequence[str]) -> Answer:
+    """Take one request, whatever there is about it; raises as `exchange` does."""
     for _ in range(_ATTEMPTS):
         with read(server) as connection:
-            judgement = _judge_all(connection, texts)
+            judgement = judging.judge_all(server, connection, texts)
         with write(server) as connection:
             if _is_current(connection, judgement.device):
-                return _accept(server, connection, judgement)
+                return Answer(reply=_accept(server, connection, judgement), refused=judgement.refused)
     with write(server) as connection:
-        return _accept(server, connection, _judge_all(connection, texts))
+        judgement = judging.judge_all(server, connection, texts)
+        return Answer(reply=_accept(server, connection, judgement), refused=judgement.refused)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judgement:
-    """A request, judged: what is to be stored, which receipts answer it, and where a token would be anchored."""
-
-    device: Device
-    view: View
-    has: Has
-    answers: tuple[Chain, ...]
-    anchor: Chain | None
+def _device_key(server: Server, kid: str) -> VerifyKey:
+    key = server.device_keys.get(kid)
+    if key is None:
+        with read(server) as connection:
+            key = judging.device_key(connection, kid)
+        if len(server.device_keys) >= _DEVICE_KEYS_MAX:
+            server.device_keys.clear()
+        server.device_keys[kid] = key
+    return key
 
 
 def _is_current(connection: Connection, device: Device) -> bool:
@@ -89,57 +104,26 @@ def _is_current(connection: Connection, device: Device) -> bool:
     return stored is not None and stored.revision == device.revision
 
 
-def _judge_all(connection: Connection, texts: Sequence[str]) -> _Judgement:
-    device: Device | None = None
-    view: View | None = None
-    judged: list[Judged] = []
-    refused: MeterkitError | None = None
-    for text in texts:
-        try:
-            signer, batch = _open(connection, text)
-            if device is None or view is None:
-                device, view = signer, View(_Stored(connection, signer.id), signer.id)
-            elif signer.id != device.id:
-                raise TrustError("subject_wrong", "one request holds one device's batches")
-            judged.append(branches.judge(view, batch, text, product=device.product))
-        except MeterkitError as error:
-            refused = refused or error
-    if device is None or view is None or not judged:
-        raise refused or ServiceError("internal_error")
-    ends = [each.end for each in judged if each.end is not None]
-    return _Judgement(
-        device=device,
-        view=view,
-        has=judged[-1].batch.has,
-        answers=tuple(_answers(view, judged)),
-        anchor=view.reached(ends[-1]) if ends else None,
-    )
-
-
-def _open(connection: Connection, text: str) -> tuple[Device, Batch]:
-    def find(kid: str) -> VerifyKey:
-        device = device_store.find(connection, f"dev_{kid}")
-        if device is None:
-            raise TrustError("key_unknown", "device")
-        return device.verify_key
-
-    kid, batch = open_batch(text, find)
-    return devices.find(connection, f"dev_{kid}"), batch
-
-
-def _accept(server: Server, connection: Connection, judgement: _Judgement) -> Reply:
+def _accept(server: Server, connection: Connection, judgement: judging.Judgement) -> Reply:
     """Store what was taken, and put the reply together: all in the caller's one transaction."""
     now, has, device = server.clock(), judgement.has, judgement.device
     license_ = licenses.find(connection, device.license, lock=True) if device.license else None
     device = replace(device, seen_at=now, serial_seen=max(device.serial_seen, issue.believed_serial(has.serial)))
+    revocation_store.note_seen(connection, has.revocations)
+    before = device, license_
+    if judgement.view.taken:
+        device = devices.back(device)
     if taking.store_all(server, connection, judgement.view, license_, now=now):
         device, license_ = _apply_fork_policy(connection, device, license_)
-    receipts = [_receipt(server, connection, device, chain, now) for chain in judgement.answers]
+    for epoch, finding in judgement.rollbacks:
+        taking.open_exception(server, connection, (device.id, epoch), finding, now)
+    receipts = [_receipt(server, connection, device, confirmed, now) for confirmed in judgement.answers]
     token = None
     if judgement.anchor is not None and license_ is not None:
         token, serial = _token(server, connection, device, license_, judgement.anchor, now=now)
         device = replace(device, serial=serial)
     devices.save(connection, device)
+    _log_fork_policy(server, connection, before, (device, license_))
     return replies.make(server, connection, has=has, receipts=tuple(receipts), token=token, license_=license_)
 
 
@@ -154,20 +138,31 @@ def _apply_fork_policy(
     return device, licenses.suspend(connection, license_)
 
 
-def _answers(view: View, judged: list[Judged]) -> list[Chain]:
-    """How far each branch in the request is accepted, once each; behind a gap, where to go on from."""
-    found: dict[Position, Chain] = {}
-    for each in judged:
-        found.pop(each.batch.start, None)
-        reached = view.go_on_from(each.batch).chain if each.end is None else view.reached(each.end)
-        found[reached.position] = reached
-    return list(found.values())
+def _log_fork_policy(
+    server: Server,
+    connection: Connection,
+    before: tuple[Device, License | None],
+    after: tuple[Device, License | None],
+) -> None:
+    (_, earlier), (device, license_) = before, after
+    devices.log_back(server, connection, before[0], device)
+    if device.held and not before[0].held:
+        body = {"held": True}
+        audit_log.append(
+            server, connection, who=audit_log.SERVER, action="device.hold", subject=device.id, body=body
+        )
+    if license_ is not None and earlier is not None and license_.state != earlier.state:
+        licenses.log_state(server, connection, license_, audit_log.SERVER)
 
 
-def _receipt(server: Server, connection: Connection, device: Device, chain: Chain, now: int) -> str:
-    """The receipt for a position: the same text however often it is asked for."""
+def _receipt(
+    server: Server, connection: Connection, device: Device, confirmed: judging.Confirmed, now: int
+) -> str:
+    """The receipt for a position: the same text however often it is asked for, unless it is to be a later one."""
+    chain = confirmed.chain
     given = ledger_store.find_receipt(connection, device.id, chain.position)
-    if given is not None:
+    given_at = ledger_store.receipt_issued_at(connection, device.id, chain.position)
+    if given is not None and given_at is not None and given_at > confirmed.later_than:
         return given
     receipt = Receipt(
         issuer=server.issuer,
@@ -178,7 +173,7 @@ def _receipt(server: Server, connection: Connection, device: Device, chain: Chai
         totals=chain.totals,
     )
     body = server.sign(envelopes.RECEIPT, receipt.to_claims())
-    ledger_store.insert_receipt(connection, device.id, chain.position, body, now)
+    ledger_store.put_receipt(connection, device.id, chain.position, body, now)
     return body
 
 
@@ -206,7 +201,8 @@ def sum_usage(
 ) -> Document:
     """Sum what was used, per license and meter, by instant of service in a period (half-open, to now if open).
 
-    `units` are what is billed; `unsettled` and `quarantined` ones stand beside them and are not.
+    `units` are what is billed; `unsettled`, `quarantined` and `dismissed` ones, and those that are `repeated` on
+    another branch, stand beside them and are not.
     """
     with read(server) as connection:
         until = server.clock() + 1 if period[1] is None else period[1]
@@ -225,20 +221,3 @@ def page_exceptions(
     """List what a person should look at: forks, resets, unknown tokens, and the like, with the evidence."""
     with read(server) as connection:
         return store.page_exceptions(connection, asked, device=device, license_id=license_id, state=state)
-
-
-def resolve_exception(server: Server, exception_id: str, *, how: str, who: str) -> Document:
-    """Close an exception, saying how. A device held for its forks is released with the last of them.
-
-    It changes no units: what is quarantined stays aside.
-    """
-    with write(server) as connection:
-        found = store.find_exception(connection, exception_id)
-        if found is None:
-            raise ServiceError("not_found", "exception")
-        if found.state != "open":
-            raise ServiceError("state_conflict", "it is resolved already")
-        store.resolve_exception(connection, exception_id, how=how, who=who, now=server.clock())
-        if found.kind == "fork" and store.count_open(connection, found.device, "fork") == 0:
-            devices.save(connection, replace(devices.find(connection, found.device), held=False))
-        return store.exception_to_document(store.find_exception(connection, exception_id))

@@ -1,21 +1,25 @@
 """Usage as it was signed (batches), what is queried of it (usage records), and exceptions."""
 
 import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import BIG, metadata
+from licensing_server.database import BIG, insert_all, metadata, named, pieces, total
 from meterkit import envelopes
 from meterkit.exchange import Batch, read_batch
+from meterkit.limits import INTEGER_MAX
 
 batches = sa.Table(
     "batches",
     metadata,
+    # All of usage is keyed by its device first, so that a database can be partitioned by it. That no two batches
+    # have one number is the counter's doing.
+    sa.Column("device", sa.Text, sa.ForeignKey("devices.id"), primary_key=True),
     sa.Column("acceptance", BIG, primary_key=True, autoincrement=False),
-    sa.Column("device", sa.Text, sa.ForeignKey("devices.id"), nullable=False),
     sa.Column("epoch", sa.Text, nullable=False),
     sa.Column("from_seq", sa.BigInteger, nullable=False),
     sa.Column("to_seq", sa.BigInteger, nullable=False),
@@ -53,7 +57,13 @@ usage_records = sa.Table(
     sa.Column("flags", sa.JSON, nullable=False),
     sa.Column("recorded_at", sa.BigInteger, nullable=False),
     sa.Column("acceptance", sa.BigInteger, nullable=False),
+    # By the rule, for good, and why; the billing runs that are the first to know what a person decided since.
     sa.Column("quarantined", sa.Boolean, nullable=False),
+    sa.Column("quarantined_for", sa.Text),
+    sa.Column("released_run", sa.BigInteger),
+    sa.Column("dismissed_run", sa.BigInteger),
+    # So many of the units another branch told of before; they do not count, unless they were released.
+    sa.Column("repeated", sa.BigInteger, nullable=False, server_default="0"),
     sa.Index("usage_by_meter", "license", "model", "unit", "service_at"),
     sa.Index("usage_by_acceptance", "acceptance"),
 )
@@ -71,8 +81,45 @@ exceptions = sa.Table(
     sa.Column("resolved_at", sa.BigInteger),
     sa.Column("resolved_by", sa.Text),
     sa.Column("resolution", sa.Text),
+    sa.Column("outcome", sa.Text),
+    sa.Column("owner", sa.Text),
+    sa.Column("note", sa.Text),
 )
-_HALF = 2**26  # sums of quarantined units are taken in halves: whoever signed them may have wanted an overflow
+_OPEN_KINDS = sa.select(exceptions.c.device, exceptions.c.epoch, exceptions.c.kind).where(
+    exceptions.c.device.in_(named("devices")), exceptions.c.state != "resolved"
+)
+_PACKED = 2  # of zlib's levels: the usual one takes twice as long, for a fifteenth less
+ACCEPTANCE = "acceptance"  # the counter of batches: its numbers come in commit order and leave no gap
+HALF = 2**26  # sums of quarantined units are taken in halves: whoever signed them may have wanted an overflow
+_NEVER = INTEGER_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a usage record counts, as conditions of which exactly one holds: in the sums, set aside, dismissed.
+
+    Of one that counts, so many `units` do, and so many are `repeated` ones that do not.
+    """
+
+    counted: sa.ColumnElement[bool]
+    aside: sa.ColumnElement[bool]
+    dismissed: sa.ColumnElement[bool]
+    units: sa.ColumnElement[int]
+    repeated: sa.ColumnElement[int]
+
+
+def standing(columns: Any, run: int = _NEVER - 1) -> Standing:
+    """How records count by the decisions that a billing run knows; by all of them, if none is named."""
+    released = sa.func.coalesce(columns.released_run, _NEVER) <= run
+    dismissed = sa.func.coalesce(columns.dismissed_run, _NEVER) <= run
+    let_in = sa.or_(columns.quarantined.is_(False), released)
+    return Standing(
+        counted=sa.and_(let_in, sa.not_(dismissed)),
+        aside=sa.not_(let_in),
+        dismissed=sa.and_(let_in, dismissed),
+        units=sa.case((released, columns.units), else_=columns.units - columns.repeated),
+        repeated=sa.case((released, 0), else_=columns.repeated),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +133,7 @@ class StoredBatch:
 
 def pack(text: str) -> bytes:
     """Write a signed batch as it is kept."""
-    return zlib.compress(text.encode("ascii"))
+    return zlib.compress(text.encode("ascii"), _PACKED)
 
 
 def unpack(body: bytes) -> str:
@@ -108,20 +155,49 @@ def read_overlapping(
     ]
 
 
+def read_batches(connection: sa.Connection, device: str, numbers: Iterable[int]) -> Iterator[StoredBatch]:
+    """Read some batches of a device."""
+    table = batches.c
+    for some in pieces(numbers):
+        chosen = sa.select(table.acceptance, table.first_new, table.body)
+        chosen = chosen.where(table.device == device, table.acceptance.in_(some))
+        for row in connection.execute(chosen):
+            batch = _open_own(unpack(row.body))
+            yield StoredBatch(acceptance=row.acceptance, first_new=row.first_new, batch=batch)
+
+
 def _open_own(text: str) -> Batch:
     """Open a batch whose signature was checked before it was stored."""
     return read_batch(envelopes.unverified_parts(envelopes.BATCH, text).payload)
 
 
-def insert_batch(connection: sa.Connection, row: dict[str, Any]) -> None:
-    """Store a batch as it was signed."""
-    connection.execute(sa.insert(batches), [row])
+def read_placed(connection: sa.Connection, device: str, epoch: str) -> list[Any]:
+    """Where an epoch's batches lie that brought records: their numbers, parents and own ranges."""
+    table = batches.c
+    chosen = sa.select(table.acceptance, table.parent, table.first_new, table.to_seq)
+    own = chosen.where(table.device == device, table.epoch == epoch, table.first_new <= table.to_seq)
+    return list(connection.execute(own))
+
+
+def read_standing(connection: sa.Connection, device: str, numbers: Iterable[int]) -> set[tuple[int, int]]:
+    """The records of some batches of a device that no rule sets aside and nobody dismissed: acceptance, seq."""
+    table = usage_records.c
+    found: set[tuple[int, int]] = set()
+    for some in pieces(numbers):
+        chosen = sa.select(table.acceptance, table.seq).where(table.acceptance.in_(some), table.device == device)
+        standing = chosen.where(table.quarantined.is_(False), table.dismissed_run.is_(None))
+        found.update((row.acceptance, row.seq) for row in connection.execute(standing))
+    return found
+
+
+def insert_batches(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+    """Store batches as they were signed."""
+    insert_all(connection, batches, rows)
 
 
 def insert_records(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
     """Store usage records."""
-    if rows:
-        connection.execute(sa.insert(usage_records), rows)
+    insert_all(connection, usage_records, rows)
 
 
 def insert_exception(connection: sa.Connection, row: dict[str, Any]) -> None:
@@ -139,7 +215,13 @@ def has_open_exception(connection: sa.Connection, device: str, epoch: str, kind:
 
 def _open(device: str, epoch: str, kind: str) -> sa.ColumnElement[bool]:
     table = exceptions.c
-    return sa.and_(table.device == device, table.epoch == epoch, table.kind == kind, table.state == "open")
+    return sa.and_(table.device == device, table.epoch == epoch, table.kind == kind, table.state != "resolved")
+
+
+def read_open_kinds(connection: sa.Connection, devices: Collection[str]) -> set[tuple[str, str, str]]:
+    """What exceptions are open for several devices: each a device, an epoch and a kind."""
+    rows = connection.execute(_OPEN_KINDS, {"devices": list(devices)})
+    return {(row.device, row.epoch, row.kind) for row in rows}
 
 
 def find_exception(connection: sa.Connection, exception_id: str) -> Any:
@@ -147,16 +229,20 @@ def find_exception(connection: sa.Connection, exception_id: str) -> Any:
     return connection.execute(sa.select(exceptions).where(exceptions.c.id == exception_id)).one_or_none()
 
 
-def resolve_exception(connection: sa.Connection, exception_id: str, *, how: str, who: str, now: int) -> None:
-    """Close an exception: who, how and when."""
-    values = {"state": "resolved", "resolution": how, "resolved_by": who, "resolved_at": now}
-    connection.execute(sa.update(exceptions).where(exceptions.c.id == exception_id).values(values))
+def update_exception(
+    connection: sa.Connection, exception_id: str, states: Sequence[str], values: dict[str, Any]
+) -> bool:
+    """Change how an exception stands, if it is in one of these states; tells whether it was."""
+    this = sa.and_(exceptions.c.id == exception_id, exceptions.c.state.in_(states))
+    return connection.execute(sa.update(exceptions).where(this).values(values)).rowcount == 1
 
 
 def count_open(connection: sa.Connection, device: str, kind: str) -> int:
-    """How many exceptions of a kind are open for a device."""
+    """How many exceptions of a kind wait for a person, of a device."""
     table = exceptions.c
-    chosen = sa.select(sa.func.count()).where(table.device == device, table.kind == kind, table.state == "open")
+    chosen = sa.select(sa.func.count()).where(
+        table.device == device, table.kind == kind, table.state != "resolved"
+    )
     return connection.execute(chosen).scalar_one()
 
 
@@ -184,18 +270,19 @@ def sum_units(
 ) -> list[pages.Document]:
     """Sum accepted units per license and meter, of records whose service time lies in `at` (half-open)."""
     table = usage_records.c
-    counted = sa.case((table.quarantined.is_(False), 1), else_=0)
-    aside = 1 - counted
+    held = standing(table)
     both = table.units + table.unsettled
     chosen = sa.select(
         table.license,
         table.model,
         table.unit,
         sa.func.count().label("records"),
-        sa.func.sum(counted * table.units).label("units"),
-        sa.func.sum(counted * table.unsettled).label("unsettled"),
-        sa.func.sum(aside * (both // _HALF)).label("aside_high"),
-        sa.func.sum(aside * (both % _HALF)).label("aside_low"),
+        total(sa.case((held.counted, held.units), else_=0)).label("units"),
+        total(sa.case((held.counted, table.unsettled), else_=0)).label("unsettled"),
+        total(sa.case((held.aside, both // HALF), else_=0)).label("aside_high"),
+        total(sa.case((held.aside, both % HALF), else_=0)).label("aside_low"),
+        total(sa.case((held.dismissed, both), else_=0)).label("dismissed"),
+        total(sa.case((held.counted, held.repeated), else_=0)).label("repeated"),
     ).where(table.service_at >= at[0], table.service_at < at[1])
     for column, value in ((table.license, license_id), (table.model, meter[0]), (table.unit, meter[1])):
         if value is not None:
@@ -208,16 +295,18 @@ def sum_units(
             "model": row.model,
             "unit": row.unit,
             "records": row.records,
-            "units": row.units,
-            "unsettled": row.unsettled,
-            "quarantined": int(row.aside_high) * _HALF + int(row.aside_low),
+            "units": int(row.units),
+            "unsettled": int(row.unsettled),
+            "quarantined": int(row.aside_high) * HALF + int(row.aside_low),
+            "dismissed": int(row.dismissed),
+            "repeated": int(row.repeated),
         }
         for row in rows
     ]
 
 
-def batch_row(batch: Batch, *, device: str, text: str, received_at: int) -> dict[str, Any]:
-    """Write a batch's row, but for its number and its place in its branch."""
+def batch_row(batch: Batch, *, device: str) -> dict[str, Any]:
+    """Write what a batch's row takes from the batch itself."""
     return {
         "device": device,
         "epoch": batch.epoch,
@@ -228,6 +317,4 @@ def batch_row(batch: Batch, *, device: str, text: str, received_at: int) -> dict
         "license": batch.license_id,
         "through": batch.through,
         "made_at": batch.made_at,
-        "received_at": received_at,
-        "body": pack(text),
     }

@@ -18,10 +18,10 @@ from meterkit.errors import InputError, ServiceError
 
 
 @pytest.fixture
-def biller(tmp_path):
-    made = Biller.start(tmp_path)
+def biller(tmp_path, postgresql):
+    made = Biller.start(tmp_path, cluster=postgresql)
     yield made
-    made.close()
+    made.remove()
 
 
 def refused(act, *args, **named) -> str:

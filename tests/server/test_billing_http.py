@@ -4,23 +4,21 @@ import json
 
 import pytest
 from billing_fleet import DAY, FEBRUARY, Biller, at
-from click.testing import CliRunner
 from fleet import Api
 from starlette.testclient import TestClient
 
 from licensing_server.app import create_app
-from licensing_server.cli import cli
 from meterkit import audit, evidence
 
 
 @pytest.fixture
-def biller(tmp_path):
-    made = Biller.start(tmp_path)
+def biller(tmp_path, postgresql):
+    made = Biller.start(tmp_path, cluster=postgresql)
     device = made.device(made.grant())
     made.use(device, 150, at("2026-01-05"))
     made.clock.now = FEBRUARY
     yield made
-    made.close()
+    made.remove()
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_a_dry_run_stores_nothing(api):
 
 
 def run_cli(biller, *args, expect=0):
-    done = CliRunner().invoke(cli, ["--directory", str(biller.server.directory), "--json", *args])
+    done = biller.invoke("--json", *args)
     assert done.exit_code == expect, done.output
     return json.loads(done.stdout) if done.stdout.startswith("{") else done
 
@@ -98,17 +96,16 @@ def test_the_command_line_does_the_same(biller):
 def test_finalizing_and_evidence_on_the_command_line(biller, tmp_path):
     (draft,) = biller.run()
     out = tmp_path / "proof.zip"
-    plain = ["--directory", str(biller.server.directory)]
     biller.finalize(draft["id"])
     written = run_cli(biller, "invoice", "evidence", draft["id"], "--out", str(out))
     assert written["bytes"] == out.stat().st_size
     assert audit.recompute(evidence.read_zip(out.read_bytes()), {biller.made.fingerprint}).holds
     assert run_cli(biller, "invoice", "finalize", draft["id"])["number"] == "INV-000001"
-    shown = CliRunner().invoke(cli, [*plain, "invoice", "show", draft["id"]])
+    shown = biller.invoke("invoice", "show", draft["id"])
     assert shown.exit_code == 0
     assert "calls: detector, per call" in shown.stdout
     assert "1.50" in shown.stdout
-    done = CliRunner().invoke(cli, [*plain, "invoice", "finalize", draft["id"]])
+    done = biller.invoke("invoice", "finalize", draft["id"])
     assert "INV-000001" in done.stdout
 
 

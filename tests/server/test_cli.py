@@ -17,18 +17,17 @@ from meterkit.keys import Trust
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(tmp_path, postgresql):
     """Commands read the system's clock: so does this fleet."""
-    made = Fleet.start(tmp_path, now=int(time.time()))
+    made = Fleet.start(tmp_path, cluster=postgresql, now=int(time.time()))
     yield made
-    made.close()
+    made.remove()
 
 
 @pytest.fixture
 def run(fleet):
     def invoke(*arguments, expect=0):
-        flags = ["--directory", str(fleet.server.directory), "--json"]
-        result = CliRunner().invoke(cli, [*flags, *map(str, arguments)])
+        result = fleet.invoke("--json", *arguments)
         assert result.exit_code == expect, (result.output, result.exception)
         return json.loads(result.stdout) if expect == 0 else result
 
@@ -138,6 +137,23 @@ def test_devices_and_usage_by_command(run, fleet):
     assert len(run("keyring")["keyrings"]) == 1
 
 
+def test_what_is_decided_about_devices_by_command(run, fleet):
+    license_id = fleet.grant(token_units_max=400, pool_units=1_000)
+    device = fleet.device(license_id)
+    (exposure,) = run("device", "exposures", device.id)["items"]
+    assert (exposure["epoch"], exposure["units"]) == (device.epoch, 400)
+    assert run("device", "write-off", device.id, device.epoch, "lost at sea")["who"] == "command line"
+    assert run("device", "exposures", device.id)["items"][0]["units"] == 0
+    assert run("device", "write-offs", device.id)["items"][0]["why"] == "lost at sea"
+    assert "[malformed_members]" in run("device", "write-off", device.id, "x", "y", expect=1).stderr
+    assert run("device", "declare", device.id, "retired", "sold")["state"] == "retired"
+    assert run("device", "declare", device.id, "active", "a mistake")["state"] == "active"
+    made = run("device", "replace", device.id, "lost at sea")
+    assert run("device", "replacements", license_id)["items"][0]["code"] == made["code"]["id"]
+    fleet.device().activate(made["code"]["code"])
+    assert run("device", "show", device.id)["state"] == "replaced"
+
+
 def test_a_stick_is_answered_beside_its_files(run, fleet, tmp_path):
     license_id = fleet.grant()
     device = fleet.device()
@@ -186,7 +202,7 @@ def test_two_files_never_share_a_reply(run, tmp_path):
 
 def test_people_get_tables_and_lines(fleet):
     def shown(*arguments):
-        result = CliRunner().invoke(cli, ["--directory", str(fleet.server.directory), *arguments])
+        result = fleet.invoke(*arguments)
         assert result.exit_code == 0, result.output
         return result.stdout
 

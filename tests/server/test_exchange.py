@@ -159,7 +159,7 @@ def test_a_receipt_at_one_position_is_the_same_whatever_way_led_there(first_flee
         for first, last in pieces:
             reply = fleet.exchange(device.batch(first, last))
         receipts.append(device.open_receipt(reply.receipts[-1]))
-        fleet.close()
+        fleet.remove()
     assert receipts[0] == receipts[1]
 
 

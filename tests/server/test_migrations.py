@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -16,10 +17,14 @@ from meterkit.errors import ServiceError
 
 
 @pytest.fixture
-def engine(tmp_path):
-    made = database.make_engine(Settings(directory=tmp_path).database_url)
+def engine(tmp_path, postgresql):
+    name = postgresql.create() if postgresql else ""
+    url = postgresql.url(name) if postgresql else None
+    made = database.make_engine(Settings(directory=tmp_path, postgresql_url=url).database_url)
     yield made
     made.dispose()
+    if postgresql:
+        postgresql.drop(name)
 
 
 def load_every_store():
@@ -35,6 +40,45 @@ def test_migrations_lead_to_the_tables_that_the_stores_declare(engine):
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, database.metadata) == []
+
+
+def test_the_keys_are_those_that_the_stores_declare(engine):
+    load_every_store()
+    migrating.upgrade(engine)
+    inspected = sa.inspect(engine)
+    keys = {name: inspected.get_pk_constraint(name)["constrained_columns"] for name in database.metadata.tables}
+    declared = {name: list(table.primary_key.columns.keys()) for name, table in database.metadata.tables.items()}
+    assert keys == declared
+
+
+def test_batches_that_were_keyed_by_their_number_are_keyed_by_their_device(engine):
+    upgrade_to(engine, "0004")
+    devices, batches = (sa.Table(name, sa.MetaData(), autoload_with=engine) for name in ("devices", "batches"))
+    found = [row_for(batches, device=name, acceptance=number) for number, name in enumerate("baab", 1)]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(devices), [row_for(devices, id=name, license=None) for name in "ab"])
+        connection.execute(sa.insert(batches), found)
+    migrating.upgrade(engine)
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT * FROM batches ORDER BY acceptance")).mappings()
+        assert list(map(dict, rows)) == found
+    inspected = sa.inspect(engine)
+    assert inspected.get_pk_constraint("batches")["constrained_columns"] == ["device", "acceptance"]
+    assert [each["referred_table"] for each in inspected.get_foreign_keys("batches")] == ["devices"]
+    assert [each["name"] for each in inspected.get_indexes("batches")] == ["batches_by_place"]
+
+
+def upgrade_to(engine, revision):
+    config = migrating._config()
+    with database.migration(engine) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def row_for(table, **given):
+    """A row with something in every column."""
+    kinds = {int: 7, bool: True, bytes: b"\x00signed", dict: {}, str: "x"}
+    return {column.name: kinds[column.type.python_type] for column in table.columns} | given
 
 
 def test_migrating_again_changes_nothing(engine):
@@ -59,6 +103,7 @@ def test_an_empty_database_is_said_to_be_none(engine):
         assert not migrating.is_current(connection)
 
 
+@pytest.mark.parametrize("postgresql", ["sqlite"], indirect=True)
 def test_sqlite_is_durable_and_checks_references(fleet):
     with database.read(fleet.server) as connection:
         pragmas = {

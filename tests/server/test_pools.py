@@ -1,24 +1,15 @@
 """Pools: pool left = pool − accepted − Σ exposure (DESIGN §4), whatever devices do."""
 
 import pytest
-from fleet import MODEL, START_S
+from exchanging import exposed, limit_of
+from fleet import START_S
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from licensing_server.database import read
 from licensing_server.devices import token_store
+from licensing_server.usage.rebuild import rebuild
 from meterkit.licenses import Policy
-
-METER = (MODEL, "call")
-
-
-def limit_of(device):
-    return device.token.terms(MODEL).limit
-
-
-def exposed(fleet, license_id):
-    with read(fleet.server) as connection:
-        return token_store.exposed_units(connection, license_id, METER)
 
 
 def test_without_a_pool_each_token_allows_the_same(fleet):
@@ -151,6 +142,42 @@ def test_an_anchor_ahead_of_what_is_accepted_is_settled_when_its_records_come(fl
     assert exposed(fleet, license_id) == 600
 
 
+def test_an_anchor_inside_an_accepted_batch_is_settled_with_the_next_one(fleet):
+    license_id = fleet.grant(token_units_max=400, pool_units=2_000)
+    device = fleet.device(license_id)
+    device.use(60)
+    device.use(30)
+    device.sync()
+    restored = device.clone()  # from an image made when it had used 60
+    restored.entries = restored.entries[:-1]
+    fleet.clock.advance(1)
+    restored.activate(fleet.code(license_id))
+    assert restored.token.anchor == device.at(3)
+    fleet.clock.advance(1)
+    device.use(1)
+    device.sync()
+    with read(fleet.server) as connection:
+        rows = connection.execute(token_store.token_limits.select()).all()
+        assert token_store.waiting_anchors(connection, device.id, device.epoch) == []
+    assert sorted(row.accepted_at_anchor for row in rows) == [0, 60, 90, 91]
+    assert rebuild(fleet.server, check=True)["items"] == []
+
+
+def test_what_was_used_and_not_reported_before_an_activation_stays_within_the_pool(fleet):
+    license_id = fleet.grant(token_units_max=600, pool_units=1_000)
+    device = fleet.device(license_id)
+    device.use(600)
+    code = fleet.code(license_id)
+    device.activate(code)
+    assert (limit_of(device), exposed(fleet, license_id)) == (400, 1_000)  # 600 may be used already
+    device.activate(code)
+    assert (limit_of(device), exposed(fleet, license_id)) == (400, 1_000)  # asked again at the same position
+    assert limit_of(fleet.device(license_id)) == 0
+    device.install()
+    device.sync()
+    assert (limit_of(device), exposed(fleet, license_id)) == (400, 400)
+
+
 def test_a_token_record_that_lies_gives_no_exposure_back(fleet):
     license_id = fleet.grant(token_units_max=900, pool_units=1_000)
     device = fleet.device(license_id)
@@ -223,7 +250,7 @@ class Conservation(RuleBasedStateMachine):
         assert self.fleet.units(self.license_id) + exposed(self.fleet, self.license_id) <= self.POOL
 
     def teardown(self):
-        self.fleet.close()
+        self.fleet.remove()
 
 
 def test_honest_devices_never_use_more_than_the_pool(first_fleet, tmp_path_factory):

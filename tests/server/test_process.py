@@ -1,66 +1,24 @@
 """A real `meterkit-server serve`, over a real socket, with more than one process on one directory."""
 
 import re
-import signal
-import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx2
 import pytest
+from exchanging import exposed, stored_batches, stored_records
 from fleet import Api, Fleet
+from serving import COMMAND, exchange
 
-from meterkit.exchange import ACTIVATION_MEDIA_TYPE, BATCH_MEDIA_TYPE, read_reply
-
-COMMAND = Path(sys.executable).parent / "meterkit-server"
+from meterkit.exchange import ACTIVATION_MEDIA_TYPE, read_reply
 
 
 @pytest.fixture
-def fleet(tmp_path):
-    made = Fleet.start(tmp_path, now=int(time.time()))
+def fleet(tmp_path, postgresql):
+    made = Fleet.start(tmp_path, cluster=postgresql, now=int(time.time()))
     yield made
-    made.close()
-
-
-@pytest.fixture
-def serve(fleet, tmp_path):
-    """Start servers on the fleet's directory; give their URLs."""
-    started = []
-
-    def start():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        log = (tmp_path / f"serve-{port}.log").open("wb")
-        arguments = ["serve", "--directory", str(fleet.server.directory), "--port", str(port)]
-        process = subprocess.Popen([COMMAND, *arguments], stdout=log, stderr=subprocess.STDOUT)
-        started.append((process, log))
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(400):
-            try:
-                if httpx2.get(f"{url}/readyz").status_code == 200:
-                    return url
-            except httpx2.TransportError:
-                time.sleep(0.05)
-        raise RuntimeError("the server did not come up")
-
-    yield start
-    for process, log in started:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        log.close()
-
-
-def exchange(url, *texts):
-    body = "\n".join(texts).encode()
-    answer = httpx2.post(
-        f"{url}/v1/exchanges", content=body, headers={"content-type": BATCH_MEDIA_TYPE}, timeout=60
-    )
-    assert answer.status_code == 200, answer.text
-    return read_reply(answer.content)
+    made.remove()
 
 
 def test_a_life_over_a_socket_leaves_no_secret_in_the_log(fleet, serve, tmp_path):
@@ -103,12 +61,35 @@ def test_two_processes_on_one_directory_count_once(fleet, serve):
     assert fleet.exceptions() == []
 
 
+def test_a_hundred_retries_of_one_batch_at_once_on_two_processes_count_once(fleet, serve):
+    urls = [serve(), serve()]
+    license_id = fleet.grant(token_units_max=600, pool_units=1_000)
+    device = fleet.device(license_id)
+    for units in (1, 2, 3, 4):
+        device.use(units)
+    text = device.batch()
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(lambda at: exchange(urls[at % 2], text), range(100)))
+    assert len({reply.receipts for reply in replies}) == 1
+    assert len({reply.token for reply in replies}) == 1  # whoever answered, the same token: one exposure
+    assert (fleet.units(license_id), len(stored_batches(fleet)), len(stored_records(fleet))) == (10, 1, 4)
+    assert exposed(fleet, license_id) == 600
+    assert fleet.exceptions() == []
+
+
 def test_serve_refuses_a_database_of_another_version(fleet):
     fleet.server.engine.dispose()
-    (fleet.server.directory / "meterkit.sqlite3").write_bytes(b"")
+    fleet.empty_database()
     arguments = [COMMAND, "serve", "--directory", fleet.server.directory, "--port", "0"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, timeout=60, check=False, env=fleet.environment
+    )
     assert done.returncode == 1
     assert done.stderr.endswith("[database_unavailable]\n")
     assert "migrate" in done.stderr
-    subprocess.run([COMMAND, "migrate", "--directory", fleet.server.directory], check=True, capture_output=True)
+    subprocess.run(
+        [COMMAND, "migrate", "--directory", fleet.server.directory],
+        check=True,
+        capture_output=True,
+        env=fleet.environment,
+    )

@@ -1,0 +1,110 @@
+"""What stands on which page of an invoice, whatever it is drawn with. Pure."""
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from licensing_server.pages import Document
+from meterkit import money
+
+PAGE_ROWS = 30
+DRAFT = "DRAFT — no invoice: nothing is owed by it"
+_BESIDE = ("unpriced", "unsettled", "quarantined", "dismissed", "repeated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row: a line of the invoice, or units that stand beside them and are not charged."""
+
+    text: str
+    detail: str
+    quantity: str
+    amount: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """An invoice laid out: what heads every page, the rows of each page, and what ends the last one."""
+
+    title: str
+    draft: bool
+    seller: str
+    buyer: tuple[str, str]
+    facts: tuple[tuple[str, str], ...]
+    pages: tuple[tuple[Row, ...], ...]
+    total: str
+    digest: str | None
+    made_at: int
+
+
+def lay_out(invoice: Document, *, seller: str) -> Sheet:
+    """Lay out an invoice, or a draft, as it is shown: one page for 30 rows.
+
+    Instants are UTC, as the document has them: it does not say by which clock its customer lives.
+    """
+    draft = invoice["state"] == "draft"
+    rows = [_line(line, invoice["currency"]) for line in invoice["lines"]]
+    rows += [_beside(beside) for beside in invoice["beside"]]
+    return Sheet(
+        title="Draft" if draft else f"Invoice {invoice['number']}",
+        draft=draft,
+        seller=seller,
+        buyer=(invoice["customer_name"], invoice["customer"]),
+        facts=tuple(_facts(invoice)),
+        pages=tuple(tuple(rows[at : at + PAGE_ROWS]) for at in range(0, len(rows), PAGE_ROWS)),
+        total=f"{invoice['total']} {invoice['currency']}",
+        digest=invoice["evidence"],
+        made_at=invoice["created_at"] if draft else invoice["finalized_at"],
+    )
+
+
+def instant(at: int) -> str:
+    """Write an instant, to the minute; to the second where it lies within one."""
+    return dt.datetime.fromtimestamp(at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M" + (":%S" if at % 60 else ""))
+
+
+def period(start_at: int, end_at: int) -> str:
+    """Write a half-open period."""
+    return f"{instant(start_at)} – {instant(end_at)} UTC"
+
+
+def _facts(invoice: Document) -> Iterator[tuple[str, str]]:
+    if invoice["finalized_at"] is not None:
+        yield "Date", f"{instant(invoice['finalized_at'])} UTC"
+    yield "Billed up to", f"{instant(invoice['run']['cut_off'])} UTC"
+    yield "Billing run", str(invoice["run"]["number"])
+    yield "Currency", invoice["currency"]
+    yield "Reference", invoice["id"]
+
+
+def _line(line: Document, currency: str) -> Row:
+    return Row(
+        text=line["description"],
+        detail=" · ".join(_details(line, currency)),
+        quantity=str(line["quantity"]),
+        amount=f"{line['amount']} {currency}",
+    )
+
+
+def _details(line: Document, currency: str) -> Iterator[str]:
+    if line["kind"] == "estimated":
+        yield "ESTIMATED"
+    if line["late"]:
+        yield "LATE"
+    yield f"period {period(line['service_start_at'], line['service_end_at'])}"
+    yield f"billed {instant(line['invoice_at'])} UTC"
+    if line["quantity_before"] or line["billed_before_minor"]:
+        owed, before = (money.to_text(line[name], currency) for name in ("owed_minor", "billed_before_minor"))
+        yield f"{owed} owed − {before} billed before for {line['quantity_before']}"
+    yield line["license"]
+
+
+def _beside(beside: Document) -> Row:
+    """Units that are in no sum. They are not added up here: they are not of one kind."""
+    counts = {name: beside.get(name, 0) for name in _BESIDE}
+    used = period(beside["service_start_at"], beside["service_end_at"])
+    return Row(
+        text=f"Not charged: {beside['model']}, per {beside['unit']}",
+        detail=f"period {used} · {beside['license']}",
+        quantity=", ".join(f"{count} {name}" for name, count in counts.items() if count),
+    )

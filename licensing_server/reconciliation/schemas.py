@@ -1,0 +1,1 @@
+"""What is asked of reconciliation: nothing has a body; the parameters are in `routes`."""
