@@ -123,7 +123,7 @@ def test_a_call_belongs_to_the_window_in_which_it_was_admitted(site):
 
 
 def hold_the_only_answering_thread(running: LicensedSession) -> threading.Event:
-    """Keep what is asked from now on in flight, until the event is set: one call, already counted, does not return."""
+    """Keep what is asked from now on in flight until the event is set: one call, already counted, is not over."""
     counted, release = threading.Event(), threading.Event()
 
     def hold(*_: object) -> None:
