@@ -5,6 +5,7 @@ from functools import partial
 from fastapi import APIRouter, FastAPI
 
 from licensing_server import migrating, problems
+from licensing_server.accounts import routes as accounts
 from licensing_server.api_keys import routes as api_keys
 from licensing_server.audit_log import routes as audit_log
 from licensing_server.billing import routes as billing
@@ -49,6 +50,7 @@ ROUTERS = (
     devices.router,
     usage.router,
     reconciliation.router,
+    accounts.router,
     billing.router,
 )
 

@@ -7,9 +7,11 @@ import click
 import uvicorn
 
 from licensing_server import directory, migrating, moving, settings, shell
+from licensing_server.accounts import commands as accounts
 from licensing_server.api_keys import commands as api_keys
 from licensing_server.app import create_app
 from licensing_server.audit_log import commands as audit_log
+from licensing_server.billing import account_commands as disputes
 from licensing_server.billing import commands as billing
 from licensing_server.catalog import commands as catalog
 from licensing_server.customers import commands as customers
@@ -121,7 +123,19 @@ def root_key(sh: shell.Shell) -> None:
     )
 
 
-for _noun in (api_keys, audit_log, catalog, customers, licenses, devices, usage, reconciliation, billing):
+for _noun in (
+    api_keys,
+    audit_log,
+    catalog,
+    customers,
+    licenses,
+    devices,
+    usage,
+    reconciliation,
+    accounts,
+    billing,
+    disputes,
+):
     for _command in _noun.groups:
         cli.add_command(_command)
 

@@ -7,15 +7,19 @@ Steps 1 to 7, the signatures and chains, are `meterkit.proof`'s. Here:
     compared with what the document says, line by line
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from meterkit import invoices, limits, money, plans
-from meterkit.attribution import Calendar, Period, Record, Run, TokenSpan, gather
+from meterkit import accounts, limits, money, plans
+from meterkit.accounts import Account
+from meterkit.attribution import Period, Run
 from meterkit.canonical import from_bytes
+from meterkit.documents import CREDIT_NOTE, members
 from meterkit.evidence import (
+    ACCOUNT,
+    ACCOUNT_SHAPE,
     DECISIONS,
     INVOICE,
     INVOICE_SHAPE,
@@ -26,17 +30,23 @@ from meterkit.evidence import (
     Bundle,
     digest_of,
 )
-from meterkit.invoices import Beside, Billed, Key, Line, Terms, Version
+from meterkit.invoices import Terms, Version
 from meterkit.plans import Plan
 from meterkit.proof import Differs, Finding, Proven, at, prove
+from meterkit.recomputing import Recomputation
 
 UNPROVEN = (
     "that no device is missing from the evidence",
     "that each device is the customer's",
 )
+COMPUTED = (
+    "beside", "total_minor", "total", "kind", "taxes", "credits", "balance_minor", "due_minor", "due", "replaces",
+)  # fmt: skip
 GONE = (
     "what devices used in records that are gone: the vendor's own receipts stand for them, and nothing is billed"
 )
+
+DECIDED = "that the tax rates are the law's, and that no credit, concession or payment back is missing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,38 +79,6 @@ class AuditResult:
         return not self.findings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bills:
-    """What one run bills a customer in one currency, over all its licenses."""
-
-    lines: tuple[Line, ...]
-    beside: tuple[Beside, ...]
-
-    @property
-    def total_minor(self) -> int:
-        """The sum of the rounded lines."""
-        return sum(line.amount_minor for line in self.lines)
-
-
-def document_members(bills: Bills, *, run: Run, currency: str) -> dict[str, Any]:
-    """Write the members of a document that are computed: its lines, what stands beside them, its total."""
-    return {
-        "currency": currency,
-        "run": run.to_claims(),
-        "lines": [
-            {
-                **line.to_claims(),
-                "amount": money.to_text(line.amount_minor, currency),
-                "invoice_at": run.cut_off,
-            }
-            for line in bills.lines
-        ],
-        "beside": [beside.to_claims() for beside in bills.beside],
-        "total_minor": bills.total_minor,
-        "total": money.to_text(bills.total_minor, currency),
-    }
-
-
 def recompute(bundle: Bundle, trusted: Collection[str] | None = None) -> AuditResult:
     """Recompute an invoice from its evidence, and compare.
 
@@ -114,6 +92,8 @@ def recompute(bundle: Bundle, trusted: Collection[str] | None = None) -> AuditRe
         proven = prove(bundle, trusted)
         if any(replay.is_founded for replay in proven.replays.values()):
             unproven += (GONE,)
+        if ACCOUNT in bundle.parts:
+            unproven += (DECIDED,)
         return _recompute(bundle, proven, unproven)
     except Differs as differs:
         return AuditResult(
@@ -139,17 +119,16 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
     # 9. the rule, document by document
     findings: list[Finding] = []
     compared: list[Compared] = []
-    billed: list[Line] = []
+    again = Recomputation(terms=terms, proven=proven, account=_account(bundle, documents))
     for place, document in documents:
         upto = [run for run in runs if run.number <= document["run"]["number"]]
-        bills = _bill(terms, proven, billed, upto, document["currency"])
-        computed = document_members(bills, run=upto[-1], currency=document["currency"])
+        settled = again.document(document["number"], upto, document["currency"])
+        computed = members(settled, run=upto[-1], currency=document["currency"])
         compared = _compare_lines(place, document["lines"], computed["lines"])
         findings += _differences(place, compared)
-        for member in ("beside", "total_minor", "total"):
-            if document[member] != computed[member]:
-                findings.append(_says(place, member, document[member], computed[member]))
-        billed += bills.lines
+        for member in COMPUTED:
+            if document.get(member) != computed.get(member):
+                findings.append(_says(place, member, document.get(member), computed.get(member)))
     if invoice["evidence"] != digest_of(bundle.parts):
         findings.append(Finding(place=INVOICE, what="evidence: it was computed from other parts than these"))
     return AuditResult(
@@ -183,6 +162,9 @@ def _documents(bundle: Bundle, proven: Proven) -> list[tuple[str, dict[str, Any]
         for member in ("customer", "currency"):
             if document[member] != invoice[member]:
                 raise Differs(name, f"another {member} than the invoice's")
+    for name, document in found:
+        if document["number"].startswith("CN-") != (document.get("kind") == CREDIT_NOTE):
+            raise Differs(name, f"{document['number']} is a number of the other series")
     return found
 
 
@@ -280,34 +262,17 @@ def _check_quarantine(proven: Proven, license_ids: Collection[str]) -> None:
             raise Differs(DECISIONS, f"{device} {epoch}: record {record} is quarantined without a reason")
 
 
-def _bill(terms: Iterable[Terms], proven: Proven, billed: list[Line], runs: list[Run], currency: str) -> Bills:
-    """Apply the one rule to every license, by the limits of the last of these runs."""
-    run = runs[-1]
-    records: dict[str, list[Record]] = {}
-    for record in proven.records(run):
-        records.setdefault(record.license_id, []).append(record)
-    tokens: dict[str, list[TokenSpan]] = {}
-    for token in proven.spans():
-        tokens.setdefault(token.license_id, []).append(token)
-    before = invoices.billed_before(billed)
-    lines: list[Line] = []
-    beside: list[Beside] = []
-    for each in terms:
-        known = each.known_at(run)
-        usage = gather(
-            Calendar(known.periods, known.ends_at),
-            run,
-            records.get(each.license_id, ()),
-            tokens.get(each.license_id, ()),
-        )
-        made = invoices.bill(known, usage, _of(before, each.license_id), runs)
-        lines += (line for line in made.lines if line.currency == currency)
-        beside += made.beside
-    return Bills(lines=tuple(sorted(lines, key=lambda line: line.key)), beside=tuple(sorted(beside)))
-
-
-def _of(billed: Mapping[Key, Billed], license_id: str) -> dict[Key, Billed]:
-    return {key: before for key, before in billed.items() if key.license_id == license_id}
+def _account(bundle: Bundle, documents: list[tuple[str, dict[str, Any]]]) -> Account:
+    """What was decided about the account; a document that is void from a run on is one of those here."""
+    if ACCOUNT not in bundle.parts:
+        return Account()
+    with at(ACCOUNT):
+        account = accounts.from_claims(bundle.read(ACCOUNT, ACCOUNT_SHAPE))
+    known = {document["number"]: document["run"]["number"] for _, document in documents[:-1]}
+    for void in account.voids:
+        if known.get(void.number, void.since_run) >= void.since_run:
+            raise Differs(ACCOUNT, f"void {void.number}: there is no such document before run {void.since_run}")
+    return account
 
 
 def _name(line: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@
     receipts/<device>.<epoch>.<seq>.<head>.jws   what the server confirmed
     tokens/<token>.jws                  what was granted to the devices
     decisions.json                      records that a named rule or decision keeps out of the sums, or lets in
+    account.json                        tax rates, prepaid credits, voids, refunds, concessions, disputes, if any
 
 Here is what the parts look like. Whether they are true, `meterkit.audit` says.
 """
@@ -34,9 +35,10 @@ LICENSES = "licenses.json"
 RUNS = "runs.json"
 ACCEPTANCES = "acceptances.json"
 DECISIONS = "decisions.json"
+ACCOUNT = "account.json"
 
 _NAME = re.compile(
-    r"(?:(?:invoice|licenses|runs|acceptances|decisions)\.json|keyrings/[0-9]{1,16}\.json"
+    r"(?:(?:invoice|licenses|runs|acceptances|decisions|account)\.json|keyrings/[0-9]{1,16}\.json"
     r"|earlier/[A-Z]{2,8}-[0-9]{6,16}\.json|plans/plan_[a-z2-7]{26}\.[0-9]{1,9}\.json"
     r"|(?:activations|batches|receipts|tokens)/[A-Za-z0-9_.-]{1,200}\.jws)\Z"
 )
@@ -52,17 +54,32 @@ MANIFEST_SHAPE = shapes.Members(
     invoice=NUMBER,
     parts=shapes.listed(shapes.Members(name=PART_NAME, sha256=shapes.HASH), limits.EVIDENCE_PARTS_MAX),
 )
+
+
+def _with(defaults: dict[str, Any], shape: shapes.Shape) -> shapes.Shape:
+    """A shape some of whose members older documents do not have."""
+
+    def lenient(value: Any, where: str) -> Any:
+        shape({**defaults, **value} if isinstance(value, dict) else value, where)
+        return value
+
+    return lenient
+
+
 _MINOR = shapes.integer(-limits.INTEGER_MAX)
 _RUN = shapes.Members(number=shapes.integer(1), cut_off=shapes.TIME, acceptance_max=shapes.integer())
 _CITED = shapes.Members(
     device=shapes.DEVICE, epoch=shapes.EPOCH, head=shapes.HASH, first=shapes.integer(1), last=shapes.integer(1)
 )
-_LINE = shapes.Members(
+KINDS = ("recurring", "measured", "commitment", "concession")  # of lines (BILLING §3)
+PERCENT = shapes.matching(r"(?:100|[1-9]?[0-9](?:\.[0-9]{1,4})?)", "a percentage of at most 100")
+_TAX = {"name": shapes.text(64), "percent": PERCENT}
+_LINE_MEMBERS = shapes.Members(
     license=shapes.LICENSE,
     charge=shapes.NAME,
     plan=PLAN,
     version=shapes.integer(1),
-    kind=shapes.one_of("recurring", "measured", "commitment"),
+    kind=shapes.one_of(*KINDS),
     service_start_at=shapes.TIME,
     service_end_at=shapes.TIME,
     invoice_at=shapes.TIME,
@@ -76,6 +93,8 @@ _LINE = shapes.Members(
     amount=shapes.text(64),
     late=shapes.boolean,
     records=shapes.listed(_CITED, limits.EVIDENCE_PARTS_MAX),
+    tax=shapes.optional(shapes.Members(**_TAX)),
+    lowers=shapes.optional(NUMBER),
 )
 _BESIDE_MEMBERS = shapes.Members(
     license=shapes.LICENSE,
@@ -91,18 +110,27 @@ _BESIDE_MEMBERS = shapes.Members(
 )
 
 
-def _with(defaults: dict[str, Any], shape: shapes.Shape) -> shapes.Shape:
-    """A shape some of whose members older documents do not have."""
-
-    def lenient(value: Any, where: str) -> Any:
-        shape({**defaults, **value} if isinstance(value, dict) else value, where)
-        return value
-
-    return lenient
-
-
 _BESIDE = _with({"dismissed": 0, "repeated": 0}, _BESIDE_MEMBERS)
-INVOICE_SHAPE = shapes.Members(
+_LINE = _with({"tax": None, "lowers": None}, _LINE_MEMBERS)
+_TAX_SUM = _with(
+    {"lowers": None},
+    shapes.Members(**_TAX, base_minor=_MINOR, tax_minor=_MINOR, lowers=shapes.optional(NUMBER)),
+)
+_CREDIT_USE = _with(
+    {"lowers": None},
+    shapes.Members(credit=shapes.ident("cred"), amount_minor=_MINOR, lowers=shapes.optional(NUMBER)),
+)
+# What a document says only if there is something to say; documents from before it could be said have none of it.
+_ADDED: dict[str, Any] = {
+    "kind": "invoice",
+    "taxes": [],
+    "credits": [],
+    "balance_minor": 0,
+    "due_minor": 0,
+    "due": "0",
+    "replaces": [],
+}
+INVOICE_MEMBERS = shapes.Members(
     v=shapes.VERSION_1,
     id=shapes.ident("inv"),
     number=NUMBER,
@@ -116,7 +144,15 @@ INVOICE_SHAPE = shapes.Members(
     total_minor=_MINOR,
     total=shapes.text(64),
     evidence=shapes.HASH,
+    kind=shapes.one_of("invoice", "credit_note"),
+    taxes=shapes.listed(_TAX_SUM, limits.EVIDENCE_PARTS_MAX),
+    credits=shapes.listed(_CREDIT_USE, limits.EVIDENCE_PARTS_MAX),
+    balance_minor=_MINOR,
+    due_minor=_MINOR,
+    due=shapes.text(64),
+    replaces=shapes.listed(NUMBER, limits.EVIDENCE_PARTS_MAX),
 )
+INVOICE_SHAPE = _with(_ADDED, INVOICE_MEMBERS)
 _PERIOD = shapes.Members(
     interval=shapes.one_of("day", "week", "month", "year"),
     nth=shapes.integer(),
@@ -161,6 +197,41 @@ DECISIONS_SHAPE = _with(
         quarantined=shapes.listed(shapes.Members(**_NAMED_RECORD), limits.EVIDENCE_PARTS_MAX),
         released=shapes.listed(shapes.Members(**_NAMED_RECORD, since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX),
         dismissed=shapes.listed(_DISMISSED, limits.EVIDENCE_PARTS_MAX),
+    ),
+)
+_KEY = shapes.Members(
+    license_id=shapes.LICENSE,
+    start_at=shapes.TIME,
+    end_at=shapes.TIME,
+    charge=shapes.NAME,
+    plan_id=PLAN,
+    version=shapes.integer(1),
+    kind=shapes.one_of(*KINDS),
+)
+_CREDIT = shapes.Members(
+    id=shapes.ident("cred"),
+    amount_minor=shapes.integer(1),
+    priority=shapes.integer(),
+    starts_at=shapes.TIME,
+    expires_at=shapes.optional(shapes.TIME),
+    purchased_at=shapes.TIME,
+    since_run=_SINCE_RUN,
+)
+ACCOUNT_SHAPE = shapes.Members(
+    tax_rates=shapes.listed(
+        shapes.Members(starts_at=shapes.TIME, since_run=_SINCE_RUN, **_TAX), limits.EVIDENCE_PARTS_MAX
+    ),
+    credits=shapes.listed(_CREDIT, limits.EVIDENCE_PARTS_MAX),
+    refunds=shapes.listed(
+        shapes.Members(amount_minor=shapes.integer(1), since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX
+    ),
+    voids=shapes.listed(shapes.Members(number=NUMBER, since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX),
+    concessions=shapes.listed(
+        shapes.Members(key=_KEY, amount_minor=shapes.integer(1), since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX
+    ),
+    disputes=shapes.listed(
+        shapes.Members(key=_KEY, since_run=_SINCE_RUN, until_run=shapes.optional(_SINCE_RUN)),
+        limits.EVIDENCE_PARTS_MAX,
     ),
 )
 KEYRING_SHAPE = shapes.listed(shapes.JWS, limits.ROOTS_MAX, least=1)

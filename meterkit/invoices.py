@@ -9,15 +9,16 @@ any order of records and any schedule of runs comes to the same sum.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from types import MappingProxyType
 
 from meterkit import money, pricing
 from meterkit.attribution import Cited, Measured, Period, Run, Usage
+from meterkit.lines import Beside, Bill, Billed, Key, Line
 from meterkit.plans import Charge, Commitment, Plan, Recurring, UsageCharge
 
-KINDS = ("recurring", "measured", "commitment")
 _DAY_S = 86_400
 
 
@@ -56,112 +57,6 @@ class Terms:
         return next((each for each in reversed(ordered) if each.starts_at <= at), ordered[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Key:
-    """What one line is about. All that was ever billed on a key adds up to what is owed for it."""
-
-    license_id: str
-    start_at: int
-    end_at: int
-    charge: str
-    plan_id: str
-    version: int
-    kind: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Billed:
-    """What finalized documents have billed on a key: the sum of their lines, and the last quantity."""
-
-    amount_minor: int = 0
-    quantity: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One line: what is owed for a key, what was billed before, and the difference.
-
-    `quantity` is all of the key's units as known now. Amounts are minor units of `currency`.
-    """
-
-    key: Key
-    currency: str
-    description: str
-    share: Fraction
-    quantity: int
-    quantity_before: int
-    owed_minor: int
-    billed_before_minor: int
-    late: bool
-    cited: tuple[Cited, ...]
-
-    @property
-    def amount_minor(self) -> int:
-        """What this line bills now; below zero where too much was billed before."""
-        return self.owed_minor - self.billed_before_minor
-
-    def to_claims(self) -> dict[str, Any]:
-        """Write the line as documents carry it."""
-        key = self.key
-        return {
-            "license": key.license_id,
-            "charge": key.charge,
-            "plan": key.plan_id,
-            "version": key.version,
-            "kind": key.kind,
-            "service_start_at": key.start_at,
-            "service_end_at": key.end_at,
-            "share": str(self.share),
-            "description": self.description,
-            "quantity": self.quantity,
-            "quantity_before": self.quantity_before,
-            "owed_minor": self.owed_minor,
-            "billed_before_minor": self.billed_before_minor,
-            "amount_minor": self.amount_minor,
-            "late": self.late,
-            "records": [cited.to_claims() for cited in self.cited],
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Beside:
-    """Units that are in no sum, shown beside the lines: of one meter, in one period."""
-
-    license_id: str
-    start_at: int
-    end_at: int
-    model: str
-    unit: str
-    unpriced: int
-    unsettled: int
-    quarantined: int
-    dismissed: int = 0
-    repeated: int = 0
-
-    def to_claims(self) -> dict[str, Any]:
-        """Write the units as documents carry them; dismissed and repeated ones only where there are any."""
-        return {
-            "license": self.license_id,
-            "service_start_at": self.start_at,
-            "service_end_at": self.end_at,
-            "model": self.model,
-            "unit": self.unit,
-            "unpriced": self.unpriced,
-            "unsettled": self.unsettled,
-            "quarantined": self.quarantined,
-            **({"dismissed": self.dismissed} if self.dismissed else {}),
-            **({"repeated": self.repeated} if self.repeated else {}),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bill:
-    """What a run bills a license: its lines, and the units that are in none of them."""
-
-    lines: tuple[Line, ...]
-    beside: tuple[Beside, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Owed:
     """What is owed for a key, before it is compared with what was billed."""
@@ -180,21 +75,31 @@ def closes_at(plan: Plan, period: Period) -> int:
     return period.end_at + plan.close.days * _DAY_S
 
 
-def bill(terms: Terms, usage: Usage, billed: Mapping[Key, Billed], runs: Sequence[Run]) -> Bill:
+def bill(
+    terms: Terms,
+    usage: Usage,
+    billed: Mapping[Key, Billed],
+    runs: Sequence[Run],
+    *,
+    conceded: Mapping[Key, int] = MappingProxyType({}),
+    disputed: AbstractSet[Key] = frozenset(),
+) -> Bill:
     """Work out what the last of a license's runs bills, by the one rule.
 
     `usage` holds what that run may know; `billed` the sums of finalized lines of this license; `runs` all
-    runs that covered it, in order. It numbers, stores and rounds nothing but each key's amount.
+    runs that covered it, in order; `conceded` what was let off on keys of kind `concession`; a `disputed` key
+    waits. It numbers, stores and rounds nothing but each key's amount.
     """
     run = runs[-1]
     owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run)]
     owed += _commitments(terms, owed, run)
     lines = [_line(terms, each, billed, runs) for each in owed]
+    lines += [_concession(terms, key, amount, billed) for key, amount in conceded.items()]
     known = {line.key for line in lines}
     gone = [_gone(terms, key, before) for key, before in billed.items() if key not in known]
     changed = [line for line in lines + gone if line.amount_minor or line.quantity != line.quantity_before]
     return Bill(
-        lines=tuple(sorted(changed, key=lambda line: line.key)),
+        lines=tuple(sorted((line for line in changed if line.key not in disputed), key=lambda line: line.key)),
         beside=tuple(sorted(_beside(terms, usage, run))),
     )
 
@@ -305,14 +210,33 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], runs: Sequenc
     )
 
 
-def _gone(terms: Terms, key: Key, before: Billed) -> Line:
-    """A key that was billed, and that the terms as known now do not have any more: nothing is owed for it."""
-    currency = next(
-        each.plan.currency for each in terms.versions if (each.plan_id, each.number) == (key.plan_id, key.version)
-    )
+def _concession(terms: Terms, key: Key, amount_minor: int, billed: Mapping[Key, Billed]) -> Line:
+    """What was let off on a key, all of it: it is decided, not computed."""
     return Line(
         key=key,
-        currency=currency,
+        currency=_currency_of(terms, key),
+        description=f"{key.charge}: concession",
+        share=Fraction(1),
+        quantity=0,
+        quantity_before=0,
+        owed_minor=-amount_minor,
+        billed_before_minor=billed.get(key, Billed()).amount_minor,
+        late=False,
+        cited=(),
+    )
+
+
+def _currency_of(terms: Terms, key: Key) -> str:
+    return next(
+        each.plan.currency for each in terms.versions if (each.plan_id, each.number) == (key.plan_id, key.version)
+    )
+
+
+def _gone(terms: Terms, key: Key, before: Billed) -> Line:
+    """A key that was billed, and that the terms as known now do not have any more: nothing is owed for it."""
+    return Line(
+        key=key,
+        currency=_currency_of(terms, key),
         description=f"{key.charge}: withdrawn",
         share=Fraction(0),
         quantity=0,
@@ -362,12 +286,3 @@ def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
                 dismissed=found.dismissed,
                 repeated=found.repeated,
             )
-
-
-def billed_before(lines: Iterable[Line]) -> dict[Key, Billed]:
-    """Add up lines of finalized documents per key, given in the order of their runs."""
-    sums: dict[Key, Billed] = {}
-    for line in lines:
-        before = sums.get(line.key, Billed())
-        sums[line.key] = Billed(amount_minor=before.amount_minor + line.amount_minor, quantity=line.quantity)
-    return sums

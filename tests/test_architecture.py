@@ -36,7 +36,9 @@ IMPURE = {
 IMPURE_BUILTINS = {"open", "print", "input"}
 IMPURE_METHODS = {"now", "today", "utcnow", "time_ns", "urandom", "token_bytes"}
 SHELLS = {"meterkit.cli", "meterkit.terminal"}
-NOUNS = ("audit_log", "catalog", "customers", "licenses", "devices", "usage", "reconciliation", "billing")
+NOUNS = (
+    "audit_log", "catalog", "customers", "licenses", "devices", "usage", "reconciliation", "accounts", "billing",
+)  # fmt: skip
 
 
 @functools.cache

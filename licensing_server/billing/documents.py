@@ -1,30 +1,34 @@
 """What a run bills a customer, as documents: computed, drafted, frozen."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
+from licensing_server.billing import account_store, dispute_store, store, sums
 from licensing_server.billing import evidence as gathering
-from licensing_server.billing import store, sums
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.store import Invoice
 from licensing_server.customers.store import Customer
 from licensing_server.pages import Document
 from licensing_server.server import Server
 from meterkit import envelopes, evidence, invoices
+from meterkit.accounts import Account
 from meterkit.attribution import Run, Usage
-from meterkit.audit import Bills, document_members
 from meterkit.canonical import to_bytes
-from meterkit.invoices import Beside, Line, Terms
+from meterkit.documents import Bills, Settled, members, settle
+from meterkit.invoices import Terms
+from meterkit.lines import Beside, Line, of_license
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computed:
-    """What a run bills a customer in one currency, and the terms by which it does."""
+    """What a run bills a customer in one currency, the terms by which it does, and the account it draws on."""
 
     currency: str
-    bills: Bills
+    settled: Settled
     terms: tuple[Terms, ...]
+    account: Account
     body: Document
 
 
@@ -34,21 +38,48 @@ def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Com
     usage = sums.read(connection, customer.id, run, terms)
     billed = store.read_billed(connection, [each.license_id for each in terms], run.number)
     runs = store.runs_of(connection, customer.id, run.number)
+    decided = dispute_store.read_decided(connection, customer.id)
+    conceded, disputed = decided.conceded(run), decided.disputed(run)
     lines: dict[str, list[Line]] = {}
     beside: list[Beside] = []
     for each in terms:
-        own = {key: before for key, before in billed.items() if key.license_id == each.license_id}
-        made = invoices.bill(each, usage.get(each.license_id, Usage()), own, runs)
+        made = invoices.bill(
+            each,
+            usage.get(each.license_id, Usage()),
+            of_license(billed, each.license_id),
+            runs,
+            conceded=of_license(conceded, each.license_id),
+            disputed=disputed,
+        )
         beside += made.beside
         for line in made.lines:
             lines.setdefault(line.currency, []).append(line)
-    return [_computed(currency, lines[currency], beside, terms, run) for currency in sorted(lines)]
+    found = []
+    for currency in sorted(lines):
+        own = sorted(lines[currency], key=lambda line: line.key)
+        bills = Bills(lines=tuple(own), beside=tuple(sorted(beside)))
+        found.append(_settled(connection, customer, currency, bills, terms=terms, run=run))
+    return found
 
 
-def _computed(currency: str, lines: list[Line], beside: list[Beside], terms: list[Terms], run: Run) -> Computed:
-    bills = Bills(lines=tuple(sorted(lines, key=lambda line: line.key)), beside=tuple(sorted(beside)))
-    body = document_members(bills, run=run, currency=currency)
-    return Computed(currency=currency, bills=bills, terms=tuple(terms), body=body)
+def _settled(
+    connection: sa.Connection, customer: Customer, currency: str, bills: Bills, *, terms: list[Terms], run: Run
+) -> Computed:
+    account = account_store.read_account(connection, customer.id, currency, run)
+    history = account_store.read_history(connection, customer.id, currency, run)
+    settled = settle(bills, run=run, account=account, history=history)
+    body = members(settled, run=run, currency=currency)
+    return Computed(currency=currency, settled=settled, terms=tuple(terms), account=account, body=body)
+
+
+def figures(settled: Settled) -> dict[str, Any]:
+    """What is kept of a document beside its bytes, to be asked for and summed."""
+    return {
+        "kind": settled.kind,
+        "total_minor": settled.total_minor,
+        "due_minor": settled.due_minor,
+        "balance_minor": settled.balance_minor,
+    }
 
 
 def draft_bytes(invoice: Invoice, customer: Customer, made: Computed) -> bytes:
@@ -69,6 +100,8 @@ def freeze(
     if invoice.number is None or invoice.finalized_at is None:
         raise ValueError("an invoice is frozen when it has its number and date")
     parts = gathering.gather(server, connection, invoice, run, made.terms)
+    if made.account != Account():
+        parts[evidence.ACCOUNT] = to_bytes(made.account.to_claims())
     document = {**_head(invoice, customer), **made.body, "evidence": evidence.digest_of(parts)}
     evidence.INVOICE_SHAPE(document, "invoice")
     parts[evidence.INVOICE] = to_bytes(document)

@@ -6,13 +6,23 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from licensing_server.auth import WhoDep, allowed
-from licensing_server.billing import changing, outputs, service
+from licensing_server.billing import changing, disputing, outputs, service, settling
 from licensing_server.billing.outputs import Output
 from licensing_server.billing.rendering.html import SECURITY_POLICY
-from licensing_server.billing.schemas import NewRun, NewVersion
+from licensing_server.billing.schemas import (
+    NewConcession,
+    NewDispute,
+    NewPayment,
+    NewRefund,
+    NewRun,
+    NewVersion,
+    NewVoid,
+    Resolution,
+)
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.idempotency import OnceDep
 from licensing_server.pages import Document, PageDep
+from meterkit.documents import CREDIT_NOTE
 
 router = APIRouter(prefix="/v1")
 _READ = [allowed("billing:read")]
@@ -97,3 +107,69 @@ def _send(output: Output, **headers: str) -> Response:
     shown = "inline" if output.media_type == "text/html" else "attachment"
     named = {"Content-Disposition": f'{shown}; filename="{output.name}"', "X-Content-Type-Options": "nosniff"}
     return Response(output.data, media_type=output.media_type, headers=named | headers)
+
+
+@router.get("/credit-notes", dependencies=_READ)
+def list_credit_notes(server: ServerDep, page: PageDep, customer: str | None = None) -> Document:
+    """List credit notes."""
+    return service.page(server, page, customer, kind=CREDIT_NOTE)
+
+
+@router.post("/invoices/{invoice_id}/payments", status_code=201, dependencies=_WRITE)
+def pay(
+    server: ServerDep, invoice_id: str, body: Annotated[NewPayment, json_body(NewPayment)], once: OnceDep
+) -> Document:
+    """Note a payment."""
+    return settling.pay(server, invoice_id, **body.model_dump(), once=once)
+
+
+@router.get("/invoices/{invoice_id}/payments", dependencies=_READ)
+def show_payments(server: ServerDep, invoice_id: str) -> Document:
+    """Show what was paid, and what is open."""
+    return settling.show_payments(server, invoice_id)
+
+
+@router.post("/invoices/{invoice_id}/void", dependencies=_WRITE)
+def void(
+    server: ServerDep, invoice_id: str, body: Annotated[NewVoid, json_body(NewVoid)], once: OnceDep
+) -> Document:
+    """Take a document back."""
+    return settling.void(server, invoice_id, note=body.note, once=once)
+
+
+@router.post("/customers/{customer_id}/refunds", status_code=201, dependencies=_WRITE)
+def refund(
+    server: ServerDep, customer_id: str, body: Annotated[NewRefund, json_body(NewRefund)], once: OnceDep
+) -> Document:
+    """Note that a part of a balance was paid back."""
+    return settling.refund(server, customer_id, **body.model_dump(), once=once)
+
+
+@router.post("/invoices/{invoice_id}/disputes", status_code=201, dependencies=_WRITE)
+def dispute(
+    server: ServerDep, invoice_id: str, body: Annotated[NewDispute, json_body(NewDispute)], once: OnceDep
+) -> Document:
+    """Hold a line that the customer disputes."""
+    return disputing.dispute(server, invoice_id, line=body.line, note=body.note, once=once)
+
+
+@router.post("/disputes/{dispute_id}/resolve", dependencies=_WRITE)
+def resolve(
+    server: ServerDep, dispute_id: str, body: Annotated[Resolution, json_body(Resolution)], once: OnceDep
+) -> Document:
+    """End a dispute."""
+    return disputing.resolve(server, dispute_id, **body.model_dump(), once=once)
+
+
+@router.post("/invoices/{invoice_id}/concessions", status_code=201, dependencies=_WRITE)
+def concede(
+    server: ServerDep, invoice_id: str, body: Annotated[NewConcession, json_body(NewConcession)], once: OnceDep
+) -> Document:
+    """Let off an amount on a line."""
+    return disputing.concede(server, invoice_id, **body.model_dump(), once=once)
+
+
+@router.get("/customers/{customer_id}/disputes", dependencies=_READ)
+def show_disputes(server: ServerDep, customer_id: str) -> Document:
+    """Show a customer's disputes and concessions."""
+    return disputing.show(server, customer_id)

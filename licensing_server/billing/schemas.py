@@ -2,8 +2,11 @@
 
 from typing import Annotated, Literal
 
-from licensing_server.schemas import Body, CustomerId, PlanId, Seconds, shaped
+from licensing_server.schemas import Body, CustomerId, PlanId, Seconds, Text, shaped
 from meterkit import shapes
+
+Amount = Annotated[str, shaped(shapes.text(32))]  # decimal text, judged with its currency
+Place = Annotated[int, shaped(shapes.integer(1, 1_000_000))]
 
 
 class NewRun(Body):
@@ -20,3 +23,48 @@ class NewVersion(Body):
     plan: PlanId
     plan_version: Annotated[int, shaped(shapes.integer(1, 1_000_000))] | None = None
     starts: Literal["next_period", "now"] = "next_period"
+
+
+class NewPayment(Body):
+    """Money that came in for an invoice: all that is open, unless an amount is said."""
+
+    reference: Text
+    amount: Amount | None = None
+    paid_at: Seconds | None = None
+
+
+class NewVoid(Body):
+    """Why a document is taken back."""
+
+    note: Text
+
+
+class NewRefund(Body):
+    """Money of a customer's balance that was paid back by hand."""
+
+    currency: Annotated[str, shaped(shapes.text(3))]
+    amount: Amount
+    reference: Text
+
+
+class NewDispute(Body):
+    """A line, counted from 1, that the customer does not accept, and why."""
+
+    line: Place
+    note: Text
+
+
+class NewConcession(Body):
+    """An amount that is let off on a line, and why."""
+
+    line: Place
+    amount: Amount
+    note: Text
+
+
+class Resolution(Body):
+    """How a dispute ends; an amount only where one is conceded."""
+
+    outcome: Literal["stands", "excluded", "conceded"]
+    note: Text
+    amount: Amount | None = None

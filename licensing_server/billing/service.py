@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import documents, store
+from licensing_server.billing import account_store, booking, documents, store
 from licensing_server.billing.documents import Computed
 from licensing_server.billing.store import RUN_SCOPE, Invoice, StoredRun
 from licensing_server.customers import service as customers
@@ -19,7 +19,10 @@ from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
 from meterkit.canonical import sha256_hex
+from meterkit.documents import CREDIT_NOTE, INVOICE
 from meterkit.errors import InputError, MeterkitError, ServiceError
+
+SERIES = {INVOICE: ("INV", "invoice"), CREDIT_NOTE: ("CN", "credit_note")}
 
 
 class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
@@ -141,7 +144,7 @@ def _draft(server: Server, connection: Connection, customer: Customer, stored: S
             run=stored.number,
             state="draft",
             number=None,
-            total_minor=made.bills.total_minor,
+            **documents.figures(made.settled),
             created_at=server.clock(),
             finalized_at=None,
             body=b"",
@@ -151,13 +154,13 @@ def _draft(server: Server, connection: Connection, customer: Customer, stored: S
 
 
 def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -> Document:
-    """Make a draft an invoice: computed again, numbered, its bytes and its evidence frozen for good.
+    """Make a draft an invoice, or a credit note: computed again, numbered, its bytes and evidence frozen for good.
 
-    Asked again it gives the invoice as it is.
+    Asked again it gives the document as it is.
 
     Raises:
-        ServiceError: `state_conflict` for a draft with no lines left; `feature_unsupported` for a total below
-            zero, which would be a credit note; `signing_unavailable`. Nothing is changed then.
+        ServiceError: `state_conflict` for a draft with no lines left; `signing_unavailable`. Nothing is changed
+            then.
     """
     with write(server) as connection:
         invoice = find(connection, invoice_id)
@@ -170,21 +173,20 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
         made = next((each for each in again if each.currency == invoice.currency), None)
         if made is None:
             raise ServiceError("state_conflict", "nothing is left to bill")
-        if made.bills.total_minor < 0:
-            raise ServiceError("feature_unsupported", "a total below zero is a credit note")
-        number = f"INV-{next_number(connection, 'invoice'):06d}"
+        series, counter = SERIES[made.settled.kind]
+        number = f"{series}-{next_number(connection, counter):06d}"
         final = replace(
-            invoice,
-            state="finalized",
-            number=number,
-            finalized_at=now,
-            total_minor=made.bills.total_minor,
+            invoice, state="finalized", number=number, finalized_at=now, **documents.figures(made.settled)
         )
         body, evidence = documents.freeze(server, connection, final, made, customer=customer, run=stored.limits)
         final = replace(final, body=body)
-        store.finalize(connection, final, evidence, made.bills.lines)
+        store.finalize(connection, final, evidence, made.settled.lines)
+        account_store.insert_settled(connection, final.id, made.settled)
+        booking.book(connection, final, made.settled)
         about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
-        audit_log.append(server, connection, who=who, action="invoice.finalize", subject=invoice_id, body=about)
+        audit_log.append(
+            server, connection, who=who, action=f"{final.kind}.finalize", subject=invoice_id, body=about
+        )
         return final.to_document()
 
 
@@ -231,10 +233,10 @@ def show_evidence(server: Server, invoice_id: str) -> tuple[str, bytes]:
     return invoice.number, evidence
 
 
-def page(server: Server, asked: Page, customer: str | None = None) -> Document:
-    """List invoices, of one customer if named."""
+def page(server: Server, asked: Page, customer: str | None = None, *, kind: str | None = None) -> Document:
+    """List invoices and credit notes, of one customer or one kind if named."""
     with read(server) as connection:
-        return store.page_invoices(connection, asked, customer)
+        return store.page_invoices(connection, asked, customer, kind)
 
 
 def page_runs(server: Server, asked: Page) -> Document:

@@ -13,8 +13,8 @@ from licensing_server.licenses.store import licenses
 from licensing_server.usage.store import ACCEPTANCE
 from meterkit.attribution import Run
 from meterkit.canonical import from_bytes
-from meterkit.invoices import Billed, Key, Line
 from meterkit.limits import FILE_BYTES_MAX
+from meterkit.lines import Billed, Key, Line
 
 RUN_SCOPE = "all"  # the scope of a run that bills every customer
 
@@ -42,9 +42,13 @@ invoices = sa.Table(
     sa.Column("customer", sa.Text, sa.ForeignKey("customers.id"), nullable=False, index=True),
     sa.Column("currency", sa.Text, nullable=False),
     sa.Column("run", sa.BigInteger, sa.ForeignKey("billing_runs.number"), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),  # draft | finalized
+    sa.Column("kind", sa.Text, nullable=False, server_default="invoice"),  # invoice | credit_note
+    sa.Column("state", sa.Text, nullable=False),  # draft | finalized | paid | void
     sa.Column("number", sa.Text, unique=True),
     sa.Column("total_minor", sa.BigInteger, nullable=False),
+    sa.Column("due_minor", sa.BigInteger, nullable=False, server_default="0"),  # what credits and balance leave
+    sa.Column("balance_minor", sa.BigInteger, nullable=False, server_default="0"),  # taken from the balance
+    sa.Column("void_run", sa.BigInteger),  # the first billing run for which it was never billed
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("finalized_at", sa.BigInteger),
     sa.Column("body", sa.LargeBinary, nullable=False),  # the document, byte for byte
@@ -73,6 +77,8 @@ invoice_lines = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("quantity_change", sa.BigInteger, nullable=False),  # summed, it is the key's quantity
+    sa.Column("tax_name", sa.Text),
+    sa.Column("tax_percent", sa.Text),
 )
 
 
@@ -199,9 +205,13 @@ class Invoice:
     customer: str
     currency: str
     run: int
+    kind: str
     state: str
     number: str | None
     total_minor: int
+    due_minor: int
+    balance_minor: int
+    void_run: int | None = None
     created_at: int
     finalized_at: int | None
     body: bytes
@@ -209,7 +219,9 @@ class Invoice:
     def to_document(self) -> pages.Document:
         """Show the invoice to people, whole."""
         document: pages.Document = from_bytes(self.body, bytes_max=FILE_BYTES_MAX)
-        return {**document, "state": self.state, "created_at": self.created_at}
+        shown = {"kind": self.kind, "due_minor": self.due_minor, "state": self.state}
+        void = {} if self.void_run is None else {"void_run": self.void_run}
+        return {**document, **shown, **void, "created_at": self.created_at}
 
 
 _SHOWN = tuple(column for column in invoices.columns if column.name not in ("body", "evidence"))
@@ -246,19 +258,18 @@ def delete_drafts(connection: sa.Connection, customer: str) -> None:
 
 def finalize(connection: sa.Connection, invoice: Invoice, evidence: bytes, lines: Iterable[Line]) -> None:
     """Make a draft final: its number, its bytes, its evidence; its lines count as billed from here on."""
-    values = {
-        "state": invoice.state,
-        "number": invoice.number,
-        "total_minor": invoice.total_minor,
-        "finalized_at": invoice.finalized_at,
-        "body": invoice.body,
-        "evidence": evidence,
-    }
+    values = {column.name: getattr(invoice, column.name) for column in _OWN} | {"evidence": evidence}
     connection.execute(sa.update(invoices).where(invoices.c.id == invoice.id).values(values))
     connection.execute(
         sa.insert(invoice_lines),
         [line_to_row(invoice.id, place, line) for place, line in enumerate(lines, start=1)],
     )
+
+
+def set_state(connection: sa.Connection, invoice_id: str, state: str, *, void_run: int | None = None) -> None:
+    """Note what became of a final document; its bytes stay."""
+    this = sa.update(invoices).where(invoices.c.id == invoice_id)
+    connection.execute(this.values(state=state, void_run=void_run))
 
 
 def line_to_row(invoice_id: str, place: int, line: Line) -> dict[str, Any]:
@@ -275,7 +286,29 @@ def line_to_row(invoice_id: str, place: int, line: Line) -> dict[str, Any]:
         "kind": line.key.kind,
         "amount_minor": line.amount_minor,
         "quantity_change": line.quantity - line.quantity_before,
+        "tax_name": line.tax.name if line.tax else None,
+        "tax_percent": line.tax.percent if line.tax else None,
     }
+
+
+def counted(run_number: int) -> sa.ColumnElement[bool]:
+    """Which documents a run builds on: finalized, of earlier runs, and not void as it knows them."""
+    table = invoices.c
+    standing = sa.or_(table.void_run.is_(None), table.void_run > run_number)
+    return sa.and_(table.state != "draft", table.run < run_number, standing)
+
+
+def key_from_row(row: Any) -> Key:
+    """Read what a line's row is about."""
+    return Key(
+        license_id=row.license,
+        start_at=row.start_at,
+        end_at=row.end_at,
+        charge=row.charge,
+        plan_id=row.plan,
+        version=row.version,
+        kind=row.kind,
+    )
 
 
 def read_billed(connection: sa.Connection, license_ids: list[str], before_run: int) -> dict[Key, Billed]:
@@ -289,29 +322,21 @@ def read_billed(connection: sa.Connection, license_ids: list[str], before_run: i
             total(table.quantity_change).label("quantity"),
         )
         .join(invoices, invoices.c.id == table.invoice)
-        .where(table.license.in_(license_ids), invoices.c.state == "finalized", invoices.c.run < before_run)
+        .where(table.license.in_(license_ids), counted(before_run))
         .group_by(*key)
     )
     return {
-        Key(
-            license_id=row.license,
-            start_at=row.start_at,
-            end_at=row.end_at,
-            charge=row.charge,
-            plan_id=row.plan,
-            version=row.version,
-            kind=row.kind,
-        ): Billed(amount_minor=int(row.amount_minor), quantity=int(row.quantity))
+        key_from_row(row): Billed(amount_minor=int(row.amount_minor), quantity=int(row.quantity))
         for row in connection.execute(sums)
     }
 
 
 def earlier_documents(connection: sa.Connection, invoice: Invoice) -> list[Invoice]:
-    """The finalized invoices of the same customer and currency, of earlier runs, in order."""
+    """The finalized documents of the same customer and currency, of earlier runs, in order; void ones, too."""
     chosen = sa.select(*_OWN).where(
         invoices.c.customer == invoice.customer,
         invoices.c.currency == invoice.currency,
-        invoices.c.state == "finalized",
+        invoices.c.state != "draft",
         invoices.c.run < invoice.run,
     )
     return [invoice_from_row(row) for row in connection.execute(chosen.order_by(invoices.c.run))]
@@ -323,9 +348,13 @@ def find_evidence(connection: sa.Connection, invoice_id: str) -> bytes | None:
     return connection.execute(chosen).scalar_one_or_none()
 
 
-def page_invoices(connection: sa.Connection, asked: pages.Page, customer: str | None) -> pages.Document:
-    """List invoices, of one customer if named, without their lines."""
+def page_invoices(
+    connection: sa.Connection, asked: pages.Page, customer: str | None, kind: str | None
+) -> pages.Document:
+    """List documents, of one customer or one kind if named, without their lines."""
     chosen = sa.select(*_SHOWN)
+    if kind is not None:
+        chosen = chosen.where(invoices.c.kind == kind)
     if customer is not None:
         chosen = chosen.where(invoices.c.customer == customer)
     return pages.fetch(

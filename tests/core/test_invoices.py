@@ -9,6 +9,7 @@ from billing_terms import DAY, amounts, bill, per_unit, record, run, terms
 
 from meterkit import invoices
 from meterkit.attribution import Period, TokenSpan, Usage
+from meterkit.lines import billed_before
 
 
 def test_thirds_of_a_cent_come_out_even():
@@ -239,7 +240,7 @@ def test_what_was_billed_on_a_key_that_is_no_more_is_given_back():
     given = terms(bt.plan_json(bt.recurring(due="advance")), count=1)
     (made,) = bill(given, [], [run(0)])
     without = dataclasses.replace(given, periods=())
-    billed = invoices.billed_before(made.lines)
+    billed = billed_before(made.lines)
     again = invoices.bill(without, Usage(), billed, [run(0), run(1, number=2)])
     assert amounts(again) == {"fee@0": -3000}
 

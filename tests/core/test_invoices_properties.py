@@ -9,9 +9,10 @@ from billing_terms import DAY, bill, per_unit, sums
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meterkit import invoices, pricing
+from meterkit import pricing
 from meterkit.attribution import Calendar, Measured, Record, Run, TokenSpan, gather
 from meterkit.invoices import Terms
+from meterkit.lines import Key, Line
 
 END = 90
 LAST = Run(number=99, cut_off=END * DAY, acceptance_max=10**6)
@@ -165,5 +166,5 @@ def test_a_run_asked_again_gives_the_same(plan, used, cut):
     assert [line.to_claims() for line in lines] == [line.to_claims() for line in sorted(lines, key=_by_key)]
 
 
-def _by_key(line: invoices.Line) -> invoices.Key:
+def _by_key(line: Line) -> Key:
     return line.key

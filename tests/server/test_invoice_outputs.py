@@ -74,6 +74,7 @@ def document(*lines: dict, **changed) -> dict:
         "currency": "EUR", "run": {"number": 3, "cut_off": FEBRUARY, "acceptance_max": 5},
         "finalized_at": FEBRUARY + 60, "lines": list(lines or (line(),)), "beside": [], "total_minor": 1,
         "total": "0.01", "evidence": hashlib.sha256(b"parts").hexdigest(), "state": "finalized",
+        "kind": "invoice",
         "created_at": FEBRUARY,
     } | changed  # fmt: skip
 
@@ -231,11 +232,14 @@ def test_a_draft_says_that_it_is_one_on_every_page_and_is_no_row_of_costs(api, b
     draft = drafted(biller)
     made = outputs.as_pdf(biller.server, draft["id"])
     assert made.name == f"draft-{draft['id']}.pdf"
-    assert sheets.DRAFT in texts(made.data)[0]
+    assert sheets.BANNERS["draft"] in texts(made.data)[0]
     assert codes(made.data) == [[]]
     many = document(*(line(number) for number in range(1, 32)), state="draft", number=None, evidence=None)
-    assert [sheets.DRAFT in text for text in texts(drawn(many | {"finalized_at": None}))] == [True, True]
-    assert written(many | {"finalized_at": None}).count(sheets.DRAFT) == 2
+    assert [sheets.BANNERS["draft"] in text for text in texts(drawn(many | {"finalized_at": None}))] == [
+        True,
+        True,
+    ]
+    assert written(many | {"finalized_at": None}).count(sheets.BANNERS["draft"]) == 2
     assert api.get(f"/v1/invoices/{draft['id']}/csv", expect=409)["code"] == "state_conflict"
 
 
@@ -345,6 +349,7 @@ def test_no_member_of_an_invoice_is_left_out_unthought_of():
     """A new member must be drawn, or be added here: a PDF that is silent about a tax would be a wrong one."""
     drawn_or_meant = {
         *("v", "id", "number", "customer", "customer_name", "currency", "run", "finalized_at", "lines", "beside"),
-        *("total_minor", "total", "evidence"),
+        *("total_minor", "total", "evidence", "kind", "taxes", "credits", "balance_minor", "due_minor", "due"),
+        "replaces",
     }
-    assert set(evidence.INVOICE_SHAPE._shapes) == drawn_or_meant
+    assert set(evidence.INVOICE_MEMBERS._shapes) == drawn_or_meant

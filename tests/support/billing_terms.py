@@ -5,8 +5,9 @@ from typing import Any
 
 from meterkit import invoices, plans
 from meterkit.attribution import Calendar, Period, Record, Run, TokenSpan, gather
-from meterkit.invoices import Bill, Key, Terms, Version
+from meterkit.invoices import Terms, Version
 from meterkit.licenses import Meter
+from meterkit.lines import Bill, Key, Line, billed_before
 
 DAY = 86_400
 LICENSE = "lic_" + "a" * 26
@@ -75,7 +76,7 @@ def bill(
 ) -> list[Bill]:
     """Bill every run in turn, each building on the lines of those before it."""
     calendar = Calendar(given.periods, given.ends_at)
-    lines: list[invoices.Line] = []
+    lines: list[Line] = []
     bills = []
     for place in range(len(runs)):
         now = runs[place]
@@ -84,7 +85,7 @@ def bill(
         terms_now = Terms(
             license_id=given.license_id, ends_at=given.ends_at, versions=given.versions, periods=tuple(opened)
         )
-        made = invoices.bill(terms_now, usage, invoices.billed_before(lines), runs[: place + 1])
+        made = invoices.bill(terms_now, usage, billed_before(lines), runs[: place + 1])
         lines += made.lines
         bills.append(made)
     return bills

@@ -7,14 +7,17 @@ from typing import Any
 import billing_terms as bt
 import core_world as world
 
-from meterkit import audit, envelopes, evidence, exchange, ledger, plans, signing, usage
+from meterkit import envelopes, evidence, exchange, ledger, plans, signing, usage
+from meterkit.accounts import Account, History
 from meterkit.attribution import Calendar, Period, Run, TokenSpan, gather
 from meterkit.canonical import from_base64url, from_bytes, to_bytes
+from meterkit.documents import CREDIT_NOTE, Bills, Settled, members, settle
 from meterkit.evidence import Bundle
 from meterkit.exchange import Batch, Has
-from meterkit.invoices import Line, Terms, Version, bill, billed_before
+from meterkit.invoices import Terms, Version, bill
 from meterkit.keys import device_id
 from meterkit.ledger import Chain
+from meterkit.lines import billed_before
 from meterkit.positions import Position
 from meterkit.receipts import Receipt
 from meterkit.replay import Replay
@@ -132,7 +135,8 @@ class Shop:
         self.tokens: dict[str, Any] = {}
         self.runs: list[Run] = []
         self.documents: list[tuple[Run, bytes, str]] = []
-        self.lines: list[Line] = []
+        self.settled: list[tuple[str, Settled]] = []
+        self.account = Account()
         self.parts["keyrings/1.json"] = to_bytes(world.keyring_document())
 
     def device(self, name: str) -> Device:
@@ -198,14 +202,23 @@ class Shop:
             [record for record in records if record.license_id == bt.LICENSE],
             [span for span in spans if span.license_id == bt.LICENSE],
         )
-        made = bill(terms, found, billed_before(self.lines), self.runs)
+        known = [(number, each) for number, each in self.settled if number not in self.account.voided(run)]
+        before = billed_before(line for _, each in known for line in each.lines)
+        decided = {"conceded": self.account.conceded(run), "disputed": self.account.disputed(run)}
+        made = bill(terms, found, before, self.runs, **decided)
         if not made.lines:
             return None
-        self.lines += made.lines
-        return self._freeze(run, audit.Bills(lines=made.lines, beside=made.beside), terms, suspects)
+        history = History(replaced={number for _, each in self.settled for number in each.replaces})
+        for number, each in known:
+            each.note_in(history, number)
+        bills = Bills(lines=made.lines, beside=made.beside)
+        settled = settle(bills, run=run, account=self.account, history=history)
+        return self._freeze(run, settled, terms, suspects)
 
-    def _freeze(self, run: Run, bills: audit.Bills, terms: Terms, suspects: Any) -> Bundle:
-        number = f"INV-{len(self.documents) + 1:06d}"
+    def _freeze(self, run: Run, settled: Settled, terms: Terms, suspects: Any) -> Bundle:
+        series = "CN" if settled.kind == CREDIT_NOTE else "INV"
+        number = f"{series}-{len(self.documents) + 1:06d}"
+        self.settled.append((number, settled))
         quarantined = [
             {"device": device, "epoch": epoch, "seq": self.replays[device].seq_of(epoch, hash_), "hash": hash_}
             for device, names in sorted(suspects.items())
@@ -220,6 +233,8 @@ class Shop:
             "decisions.json": to_bytes({"quarantined": quarantined}),
             **{f"earlier/{name}.json": body for _, body, name in self.documents},
         }
+        if self.account != Account():
+            parts["account.json"] = to_bytes(self.account.known_at(run).to_claims())
         document = {
             "v": 1,
             "id": world.ident("inv", number),
@@ -227,7 +242,7 @@ class Shop:
             "customer": CUSTOMER,
             "customer_name": "Harbour Cranes",
             "finalized_at": world.NOW,
-            **audit.document_members(bills, run=run, currency=self.plan.currency),
+            **members(settled, run=run, currency=self.plan.currency),
             "evidence": evidence.digest_of(parts),
         }
         parts["invoice.json"] = to_bytes(document)

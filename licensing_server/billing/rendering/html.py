@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from licensing_server.billing.rendering import qr
-from licensing_server.billing.rendering.sheets import DRAFT, Row, Sheet
+from licensing_server.billing.rendering.sheets import Row, Sheet
 
 _STYLE = """
 @page { size: A4; margin: 12mm 15mm }
@@ -50,8 +50,8 @@ def _parts(sheet: Sheet) -> Iterator[str]:
 
 def _page(sheet: Sheet, rows: tuple[Row, ...], number: int) -> Iterator[str]:
     yield f"<section><h1>{_text(sheet.title)}</h1>\n"
-    if sheet.draft:
-        yield f"<strong>{_text(DRAFT)}</strong>\n"
+    if sheet.banner is not None:
+        yield f"<strong>{_text(sheet.banner)}</strong>\n"
     name, customer = sheet.buyer
     yield "<dl>"
     for label, text in (("From", sheet.seller), ("To", name), ("Customer", customer), *sheet.facts):

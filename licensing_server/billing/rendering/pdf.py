@@ -14,7 +14,7 @@ from fpdf.enums import Align, MethodReturnValue, WrapMode
 from fpdf.fonts import TTFFont
 
 from licensing_server.billing.rendering import qr
-from licensing_server.billing.rendering.sheets import DRAFT, Row, Sheet
+from licensing_server.billing.rendering.sheets import Row, Sheet
 
 _FONT = "DejaVuSans"
 _LEFT, _RIGHT, _WIDTH = 15.0, 195.0, 180.0  # millimeters, as all lengths here; A4
@@ -108,8 +108,8 @@ def draw(sheet: Sheet) -> bytes:
 
 def _draw_head(pen: _Pen, sheet: Sheet) -> None:
     pen.write_line(sheet.title, (_LEFT, _HEAD_TOP), _HALF, size=_LARGE)
-    if sheet.draft:
-        pen.write_line(DRAFT, (_LEFT, _HEAD_TOP + 8), _WIDTH)
+    if sheet.banner is not None:
+        pen.write_line(sheet.banner, (_LEFT, _HEAD_TOP + 8), _WIDTH)
     pen.write_line("From", (_LEFT, 25), 12, size=_SMALL)
     pen.write_line(sheet.seller, (_LEFT + 12, 25), _HALF - 12)
     pen.write_line("To", (_LEFT, 30), 12, size=_SMALL)
@@ -164,5 +164,5 @@ def _draw_code(pen: _Pen, text: str, at: tuple[float, float]) -> None:
 
 
 def _draw_foot(pen: _Pen, sheet: Sheet, page: str) -> None:
-    pen.write_line(DRAFT if sheet.draft else sheet.title, (_LEFT, _FOOT_TOP), _HALF, size=_SMALL)
+    pen.write_line(sheet.banner or sheet.title, (_LEFT, _FOOT_TOP), _HALF, size=_SMALL)
     pen.write_line(page, (_RIGHT - _HALF, _FOOT_TOP), _HALF, size=_SMALL, align=Align.R)

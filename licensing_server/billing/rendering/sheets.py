@@ -8,7 +8,11 @@ from licensing_server.pages import Document
 from meterkit import money
 
 PAGE_ROWS = 30
-DRAFT = "DRAFT — no invoice: nothing is owed by it"
+BANNERS = {
+    "draft": "DRAFT — no invoice: nothing is owed by it",
+    "void": "VOID — taken back: nothing is owed by it",
+}
+_TITLES = {"invoice": "Invoice", "credit_note": "Credit note"}
 _BESIDE = ("unpriced", "unsettled", "quarantined", "dismissed", "repeated")
 
 
@@ -27,7 +31,7 @@ class Sheet:
     """An invoice laid out: what heads every page, the rows of each page, and what ends the last one."""
 
     title: str
-    draft: bool
+    banner: str | None
     seller: str
     buyer: tuple[str, str]
     facts: tuple[tuple[str, str], ...]
@@ -44,15 +48,16 @@ def lay_out(invoice: Document, *, seller: str) -> Sheet:
     """
     draft = invoice["state"] == "draft"
     rows = [_line(line, invoice["currency"]) for line in invoice["lines"]]
+    rows += _sums(invoice)
     rows += [_beside(beside) for beside in invoice["beside"]]
     return Sheet(
-        title="Draft" if draft else f"Invoice {invoice['number']}",
-        draft=draft,
+        title="Draft" if draft else f"{_TITLES[invoice['kind']]} {invoice['number']}",
+        banner=BANNERS.get(invoice["state"]),
         seller=seller,
         buyer=(invoice["customer_name"], invoice["customer"]),
         facts=tuple(_facts(invoice)),
         pages=tuple(tuple(rows[at : at + PAGE_ROWS]) for at in range(0, len(rows), PAGE_ROWS)),
-        total=f"{invoice['total']} {invoice['currency']}",
+        total=f"{invoice.get('due', invoice['total'])} {invoice['currency']}",
         digest=invoice["evidence"],
         made_at=invoice["created_at"] if draft else invoice["finalized_at"],
     )
@@ -75,6 +80,8 @@ def _facts(invoice: Document) -> Iterator[tuple[str, str]]:
     yield "Billing run", str(invoice["run"]["number"])
     yield "Currency", invoice["currency"]
     yield "Reference", invoice["id"]
+    if invoice.get("replaces"):
+        yield "Replaces", ", ".join(invoice["replaces"])
 
 
 def _line(line: Document, currency: str) -> Row:
@@ -89,6 +96,8 @@ def _line(line: Document, currency: str) -> Row:
 def _details(line: Document, currency: str) -> Iterator[str]:
     if line["kind"] == "estimated":
         yield "ESTIMATED"
+    if "lowers" in line:
+        yield f"lowers {line['lowers']}"
     if line["late"]:
         yield "LATE"
     yield f"period {period(line['service_start_at'], line['service_end_at'])}"
@@ -97,6 +106,29 @@ def _details(line: Document, currency: str) -> Iterator[str]:
         owed, before = (money.to_text(line[name], currency) for name in ("owed_minor", "billed_before_minor"))
         yield f"{owed} owed − {before} billed before for {line['quantity_before']}"
     yield line["license"]
+
+
+def _sums(invoice: Document) -> Iterator[Row]:
+    """Taxes, and what of the total is met by money that is here already; nothing where it is none of this."""
+    currency = invoice["currency"]
+
+    def row(text: str, detail: str, amount_minor: int) -> Row:
+        amount = f"{money.to_text(amount_minor, currency)} {currency}"
+        return Row(text=text, detail=detail, quantity="", amount=amount)
+
+    for tax in invoice.get("taxes", ()):
+        base = money.to_text(tax["base_minor"], currency)
+        of = f"credited of {tax['lowers']}" if "lowers" in tax else "rounded once"
+        yield row(f"{tax['name']}: {tax['percent']} % of {base} {currency}", of, tax["tax_minor"])
+    if "due" in invoice:
+        yield row("Total", "lines and taxes", invoice["total_minor"])
+    for use in invoice.get("credits", ()):
+        back = use["amount_minor"] < 0
+        text = "Given back to a prepaid credit" if back else "Paid from a prepaid credit"
+        yield row(text, use["credit"], -use["amount_minor"])
+    if invoice.get("balance_minor"):
+        text = "Added to your balance" if invoice["balance_minor"] < 0 else "Taken from your balance"
+        yield row(text, "of credit notes", -invoice["balance_minor"])
 
 
 def _beside(beside: Document) -> Row:

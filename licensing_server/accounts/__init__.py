@@ -1,0 +1,1 @@
+"""Where customers stand: taxes, prepaid credits, balances, and the journal beneath."""

@@ -1,0 +1,178 @@
+"""What documents leave behind for later ones, and what was decided about them, in the database."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+
+from licensing_server.accounts import store as accounts
+from licensing_server.billing.dispute_store import read_decided
+from licensing_server.billing.store import counted, invoice_lines, invoices, key_from_row
+from licensing_server.database import metadata, total
+from meterkit.accounts import Account, CreditUse, History, TaxSum, Void
+from meterkit.attribution import Run
+from meterkit.documents import Settled
+from meterkit.taxes import Tax
+
+invoice_taxes = sa.Table(
+    "invoice_taxes",
+    metadata,
+    sa.Column("invoice", sa.Text, sa.ForeignKey("invoices.id"), primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("percent", sa.Text, nullable=False),
+    sa.Column("base_minor", sa.BigInteger, nullable=False),
+    sa.Column("tax_minor", sa.BigInteger, nullable=False),
+    sa.Column("lowers", sa.Text),  # the number of the invoice that a credit note lowers
+)
+credit_uses = sa.Table(
+    "credit_uses",
+    metadata,
+    sa.Column("invoice", sa.Text, sa.ForeignKey("invoices.id"), primary_key=True),
+    sa.Column("place", sa.Integer, primary_key=True),
+    sa.Column("credit", sa.Text, sa.ForeignKey("credits.id"), nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),  # below zero where it is given back
+    sa.Column("lowers", sa.Text),
+)
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("invoice", sa.Text, sa.ForeignKey("invoices.id"), nullable=False, index=True),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("reference", sa.Text, nullable=False),
+    sa.Column("paid_at", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+)
+invoice_replacements = sa.Table(
+    "invoice_replacements",
+    metadata,
+    sa.Column("number", sa.Text, primary_key=True),  # of the void document
+    sa.Column("invoice", sa.Text, sa.ForeignKey("invoices.id"), nullable=False, index=True),
+)
+
+
+def read_account(connection: sa.Connection, customer: str, currency: str, run: Run) -> Account:
+    """What was decided about a customer's account in one currency, as a run knows it."""
+    decided = read_decided(connection, customer)
+    table = invoices.c
+    voids = sa.select(table.number, table.void_run).where(
+        table.customer == customer,
+        table.currency == currency,
+        table.void_run <= run.number,
+        table.run < run.number,
+    )
+    return Account(
+        tax_rates=tuple(accounts.read_tax_rates(connection, customer)),
+        credits=tuple(accounts.read_credits(connection, customer, currency)),
+        refunds=tuple(accounts.read_refunds(connection, customer, currency)),
+        voids=tuple(
+            Void(number=row.number, since_run=row.void_run)
+            for row in connection.execute(voids.order_by(table.number))
+            if row.number is not None
+        ),
+        concessions=decided.concessions,
+        disputes=decided.disputes,
+    ).known_at(run)
+
+
+def read_history(connection: sa.Connection, customer: str, currency: str, run: Run) -> History:
+    """What a customer's earlier documents in one currency left behind, as a run knows it."""
+    mine = sa.and_(invoices.c.customer == customer, invoices.c.currency == currency)
+    counts = sa.and_(mine, counted(run.number))
+    found = History(replaced=_replaced(connection, mine, run))
+    for row in _ordered(connection, invoice_lines, sa.and_(counts, invoice_lines.c.amount_minor > 0)):
+        found.add_line(row.number, key_from_row(row), row.amount_minor, _tax(row.tax_name, row.tax_percent))
+    for row in _ordered(connection, invoice_taxes, counts):
+        tax = Tax(name=row.name, percent=row.percent)
+        found.add_tax(TaxSum(tax=tax, base_minor=row.base_minor, tax_minor=row.tax_minor, lowers=row.lowers))
+    for row in _ordered(connection, credit_uses, counts):
+        found.add_use(row.number, CreditUse(credit=row.credit, amount_minor=row.amount_minor, lowers=row.lowers))
+    taken = sa.select(sa.func.coalesce(sa.func.sum(invoices.c.balance_minor), 0)).where(counts)
+    found.balance_minor = -int(connection.execute(taken).scalar_one())
+    return found
+
+
+def _tax(name: str | None, percent: str | None) -> Tax | None:
+    return None if name is None or percent is None else Tax(name=name, percent=percent)
+
+
+def _ordered(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> Iterable[Any]:
+    """Rows of documents, in the order of their runs."""
+    chosen = sa.select(table, invoices.c.number).join(invoices, invoices.c.id == table.c.invoice).where(where)
+    return connection.execute(chosen.order_by(invoices.c.run, table.c.place))
+
+
+def _replaced(connection: sa.Connection, mine: sa.ColumnElement[bool], run: Run) -> set[str]:
+    """The void documents that an earlier one, void itself or not, has taken the place of."""
+    chosen = sa.select(invoice_replacements.c.number).join(
+        invoices, invoices.c.id == invoice_replacements.c.invoice
+    )
+    return set(connection.execute(chosen.where(mine, invoices.c.run < run.number)).scalars())
+
+
+def insert_settled(connection: sa.Connection, invoice_id: str, settled: Settled) -> None:
+    """Store what later documents must know of one, but for its lines."""
+    taxes = [
+        {
+            "invoice": invoice_id,
+            "place": place,
+            "name": each.tax.name,
+            "percent": each.tax.percent,
+            "base_minor": each.base_minor,
+            "tax_minor": each.tax_minor,
+            "lowers": each.lowers,
+        }
+        for place, each in enumerate(settled.taxes, 1)
+    ]
+    uses = [
+        {
+            "invoice": invoice_id,
+            "place": place,
+            "credit": use.credit,
+            "amount_minor": use.amount_minor,
+            "lowers": use.lowers,
+        }
+        for place, use in enumerate(settled.credits, 1)
+    ]
+    replaced = [{"number": number, "invoice": invoice_id} for number in settled.replaces]
+    for table, rows in ((invoice_taxes, taxes), (credit_uses, uses), (invoice_replacements, replaced)):
+        if rows:
+            connection.execute(sa.insert(table), rows)
+
+
+def lowered_by(connection: sa.Connection, number: str) -> str | None:
+    """The number of a credit note that stands and lowers an invoice, if there is one."""
+    stands = invoices.c.state != "void"
+    for table in (invoice_taxes, credit_uses):
+        chosen = sa.select(invoices.c.number).join(table, table.c.invoice == invoices.c.id)
+        found = connection.execute(chosen.where(table.c.lowers == number, stands).limit(1)).scalar()
+        if found is not None:
+            return str(found)
+    return None
+
+
+def replacement_of(connection: sa.Connection, number: str) -> str | None:
+    """The number of the document that took a void one's place."""
+    chosen = sa.select(invoices.c.number).join(
+        invoice_replacements, invoice_replacements.c.invoice == invoices.c.id
+    )
+    return connection.execute(chosen.where(invoice_replacements.c.number == number)).scalar()
+
+
+def insert_payment(connection: sa.Connection, row: dict[str, Any]) -> None:
+    """Store a payment."""
+    connection.execute(sa.insert(payments), [row])
+
+
+def read_payments(connection: sa.Connection, invoice_id: str) -> list[dict[str, Any]]:
+    """The payments on an invoice, in the order in which they were noted."""
+    chosen = sa.select(payments).where(payments.c.invoice == invoice_id)
+    rows = connection.execute(chosen.order_by(payments.c.created_at, payments.c.id))
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001  SQLAlchemy's public name
+
+
+def paid(connection: sa.Connection, invoice_id: str) -> int:
+    """How much was paid on an invoice."""
+    chosen = sa.select(total(payments.c.amount_minor)).where(payments.c.invoice == invoice_id)
+    return connection.execute(chosen).scalar() or 0
