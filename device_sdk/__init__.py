@@ -5,6 +5,8 @@ which only syncs does not load ONNX Runtime; the names of the exchange too, so t
 load that.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -4,6 +4,8 @@ ONNX Runtime calls back on threads of its own, each time with fresh thread-local
 other gates have, cannot be. What is counted here is in flight from its admission until its callback.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from typing import Any

@@ -4,6 +4,8 @@ It holds its device weakly, waits as the device's clocks do, and lets no excepti
 it: nothing is locked while the network is.
 """
 
+from __future__ import annotations
+
 import logging  # noqa: F401 - it, too, wants to be told of forks: it must begin to before one waits in `_LOADING`
 import os
 import threading
@@ -47,7 +49,7 @@ class BackgroundSync:
 
     def __init__(
         self,
-        device: "Device",
+        device: Device,
         *,
         server: str | Transport | None,
         interval_s: int | None,
@@ -116,7 +118,7 @@ class BackgroundSync:
         self._tell(SyncAttempt(outcomes=outcomes, error=error, at=self._wall_s(), next_in_s=wait_s))
         return min(wait_s, LOOK_S)
 
-    def _left_s(self, device: "Device") -> float:
+    def _left_s(self, device: Device) -> float:
         """Seconds until it is time. What was exchanged beside this thread has made a new plan."""
         planned_at = _planned_at(device)
         if self._due_ns is None:
@@ -129,7 +131,7 @@ class BackgroundSync:
         self._seen_at = planned_at
         return (self._due_ns - self._clocks.boot_ns()) / NS if self._due_ns is not None else 0
 
-    def _sync(self, device: "Device") -> tuple[tuple[Outcome, ...], int]:
+    def _sync(self, device: Device) -> tuple[tuple[Outcome, ...], int]:
         """Sync; gives also in how many seconds the next is due: none if no reply or no new token came."""
         try:
             self._load()
@@ -175,7 +177,7 @@ class BackgroundSync:
         return self._clocks.wall_ns() // NS
 
 
-def _planned_at(device: "Device") -> int | None:
+def _planned_at(device: Device) -> int | None:
     """The instant of the plan, as a mark of it; None where it cannot be read."""
     try:
         return device.exchanging.schedule.next_sync_at

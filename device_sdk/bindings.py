@@ -1,5 +1,7 @@
 """An IOBinding whose inputs can be counted: ONNX Runtime's own tells nobody which shapes were bound to it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

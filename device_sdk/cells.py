@@ -9,6 +9,8 @@ A call of one unit changes the low half of a word only: half as long a number is
 is therefore left for another slot long before its low half is full.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import mmap
@@ -188,7 +190,7 @@ class CellFile:
     def remove(self) -> None:
         """Unlink the file and free its lock; the mapping lives on for threads that still hold it.
 
-        Where it cannot be unlinked, the next one to open the device sweeps it.
+        Where it cannot be unlinked, the next keeper sweeps it.
         """
         with suppress(OSError):
             remove_file(self.path)

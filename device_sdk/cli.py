@@ -4,6 +4,8 @@ Whom to trust is said on the command line, by whoever runs it, and is checked ag
 when that opens the directory: nothing installed from here can loosen it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import update_wrapper

@@ -4,6 +4,8 @@ What happens here costs a durable commit, and happens about once a second at mos
 without coming here (DESIGN §5, "Counting").
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -312,9 +314,12 @@ class Counter:
             yield tx
 
     def forget(self, tx: Transaction) -> bool:
-        """Drop some records that the server has acknowledged long ago; tells whether there may be more."""
+        """Drop files that processes left behind before their first call, and some records that the server has
+        acknowledged long ago; tells whether there may be more of these.
+        """
         from device_sdk import pruning  # noqa: PLC0415 - not on the way to an answer
 
+        folding.sweep(tx, self.cells_directory)
         genuine = self.holder.genuine
         return pruning.prune(tx, genuine.token.anchor if genuine else None)
 

@@ -1,5 +1,7 @@
 """One deadline for a whole exchange: the HTTP client knows only how long each of its operations may take."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket

@@ -1,5 +1,7 @@
 """Asking the core whether a call may run, with what this ledger and this moment say."""
 
+from __future__ import annotations
+
 from device_sdk import folding, timekeeper
 from device_sdk.cells import Standing
 from device_sdk.holder import Holder

@@ -1,5 +1,7 @@
 """Telling the host program of each refused call, beside the exception that the call raises."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 from meterkit.errors import DenialError

@@ -1,11 +1,13 @@
 """Device: one directory, one key pair, one product, one ledger. The one object that a vendor holds."""
 
+from __future__ import annotations
+
 import os
 import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol, Self
 
-from device_sdk import epochs, folding
+from device_sdk import epochs
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
 from device_sdk.ledger_store import LedgerStore
@@ -85,8 +87,10 @@ class Device:
         except LedgerError as fault:
             if fault.code != "ledger_damaged":
                 raise
+            from device_sdk import setting_aside  # noqa: PLC0415 - not on the way to an answer
+
             known = self.holder.signed_positions()
-            epochs.set_aside(self.vault, self._clocks, self.id, known, signed_s=self.holder.signed_s())
+            setting_aside.set_aside(self.vault, self._clocks, self.id, known, signed_s=self.holder.signed_s())
 
     def _judge_ledger(self) -> None:
         known = self.holder.signed_positions()
@@ -95,7 +99,6 @@ class Device:
                 if tx.epoch() == "":
                     epochs.start(tx, self._clocks, self.id, epochs.newest(known), signed_s=self.holder.signed_s())
                 epochs.check(tx, known)
-                folding.sweep(tx, self.vault.cells)
         except LedgerError as fault:
             if fault.code != "ledger_unwritable":
                 raise
@@ -114,7 +117,7 @@ class Device:
     # -- activating
 
     @property
-    def exchanging(self) -> "Exchanging":
+    def exchanging(self) -> Exchanging:
         """What the methods below do."""
         from device_sdk.exchanging import Exchanging  # noqa: PLC0415 - not on the way to an answer
 
@@ -129,7 +132,7 @@ class Device:
         """
         return self.exchanging.request_activation(code)
 
-    def activate(self, code: str, server: "str | Transport") -> "Outcome | None":
+    def activate(self, code: str, server: str | Transport) -> Outcome | None:
         """Get this device's token for an activation code, from a server's URL or another transport.
 
         Gives None where the transport brings no reply at once, as a file does.
@@ -151,11 +154,11 @@ class Device:
         """
         return self.exchanging.make_batches()
 
-    def take_reply(self, reply: bytes) -> "Outcome":
+    def take_reply(self, reply: bytes) -> Outcome:
         """Take a reply, part by part: one refused undoes no other. What a part came to is in the outcome."""
         return self.exchanging.take_reply(reply)
 
-    def sync(self, server: "str | Transport | None" = None) -> "list[Outcome]":
+    def sync(self, server: str | Transport | None = None) -> list[Outcome]:
         """Hand over what was used and take what comes back, over HTTP or another transport.
 
         Without a server it is the one that the device was activated at. Usage is kept until it is receipted,
@@ -171,9 +174,9 @@ class Device:
         self,
         *,
         interval_s: int | None = None,
-        server: "str | Transport | None" = None,
-        on_sync: "OnSync | None" = None,
-    ) -> "BackgroundSync":
+        server: str | Transport | None = None,
+        on_sync: OnSync | None = None,
+    ) -> BackgroundSync:
         """Sync now and then from now on, on a thread of its own, until `stop()` of what this gives, or `close`.
 
         Each exchange advises when to come again; no later, though, than a new token is due. With `interval_s`,
@@ -208,7 +211,7 @@ class Device:
         """Write an activation request into one file, to be carried to the server."""
         self.exchanging.export_activation(code, path)
 
-    def import_reply(self, path: str | os.PathLike[str]) -> "Outcome":
+    def import_reply(self, path: str | os.PathLike[str]) -> Outcome:
         """Take a reply that was brought as a `.mkreply` file.
 
         Raises:
@@ -219,7 +222,7 @@ class Device:
 
     # -- telling
 
-    def status(self) -> "Status":
+    def status(self) -> Status:
         """What users ask most: works offline until when, how many units are left, when to sync, why it stops.
 
         It records what was counted, and uses up nothing. Where the ledger cannot be written it says so, and judges
@@ -256,7 +259,7 @@ class Device:
         return f"Device({self.id}, product={self.product!a})"
 
 
-_OPEN: "weakref.WeakSet[Device]" = weakref.WeakSet()
+_OPEN: weakref.WeakSet[Device] = weakref.WeakSet()
 
 
 class _Held(threading.local):

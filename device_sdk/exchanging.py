@@ -3,11 +3,13 @@
 Loaded when a device does one of these for the first time: nothing of it is on the way to an answer.
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from device_sdk import epochs, outbox, pruning, requests, standings, timekeeper, transport
+from device_sdk import epochs, outbox, pruning, requests, setting_aside, standings, timekeeper, transport
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
 from device_sdk.inbox import Inbox, Outcome
@@ -88,7 +90,7 @@ class Exchanging:
         with self._counter.lock:
             self._counter.end_leases()
             known, signed_s = self._holder.signed_positions(), self._holder.signed_s()
-            epochs.set_aside(self._vault, self._counter.clocks, self._keys.device, known, signed_s=signed_s)
+            setting_aside.set_aside(self._vault, self._counter.clocks, self._keys.device, known, signed_s=signed_s)
             self._counter.suspect = False
         return self._make_batches()
 

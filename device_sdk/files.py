@@ -1,5 +1,7 @@
 """What several parts do with files. Paths are text here: `pathlib` would cost a start more than SQLite does."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 

@@ -4,6 +4,8 @@ Everything here runs inside one write transaction of the ledger, so that mark an
 anyone may fold any cell, live or dead, any number of times, and nothing is lost or doubled (DESIGN §5).
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from typing import Any
@@ -68,7 +70,7 @@ class CellRow(NamedTuple):
         return self.model, self.unit
 
     @classmethod
-    def from_row(cls, row: tuple[Any, ...]) -> "CellRow":
+    def from_row(cls, row: tuple[Any, ...]) -> CellRow:
         """Read a row of the table of cells; `ledger_damaged` where it cannot be one."""
         values = dict(zip(cls._fields, row, strict=True))
         flags = values["flags"].split() if isinstance(values["flags"], str) else values["flags"]

@@ -6,6 +6,8 @@ Nothing here takes a shared lock, touches SQLite or parses anything, until an ed
 to `Counter.admit`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

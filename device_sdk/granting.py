@@ -3,6 +3,8 @@
 Each function works in the caller's transaction and changes nothing in memory that a rollback would belie.
 """
 
+from __future__ import annotations
+
 import os
 
 from device_sdk import deciding, folding, leases

@@ -1,5 +1,7 @@
 """What a device holds and trusts now: keyring, revocations, token, receipt; verified once, when they change."""
 
+from __future__ import annotations
+
 from device_sdk.vault import DeviceKeys, Vault
 from meterkit import keyrings, revocations, tokens
 from meterkit.canonical import to_bytes

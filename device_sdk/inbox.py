@@ -3,11 +3,13 @@
 Each part stands alone: one refused undoes no other, one no newer than what is held is ignored.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from device_sdk import deciding, epochs, pruning, timekeeper
+from device_sdk import deciding, pruning, setting_aside, timekeeper
 from device_sdk.counter import Counter
 from device_sdk.holder import Holder
 from device_sdk.ledger_transaction import SEQ_END
@@ -107,7 +109,7 @@ class Inbox:
                 timekeeper.receipted(tx, receipt.position.seq)
                 pruning.note_receipt(tx, receipt.position.seq, text)
         if not current:
-            epochs.finish(self._vault, receipt.device, receipt.position)
+            setting_aside.finish(self._vault, receipt.device, receipt.position)
         elif self._is_newer(receipt, here=here):
             self._holder.keep_receipt(text)
 

@@ -1,5 +1,7 @@
 """Counting the items of one call along the axis that the license signs, whatever way the inputs come."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -5,6 +5,8 @@ long ago, and sees when another process has installed something. It decides noth
 that comes to it, and where the keeper is late or its commit fails, a call does the same for itself.
 """
 
+from __future__ import annotations
+
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -29,13 +31,13 @@ _LOW = 4  # a lease is low when a fourth of its size is left
 class Keeper:
     """Started with a process's first session; it does not keep the counter, or the process, alive."""
 
-    def __init__(self, counter: "Counter") -> None:
+    def __init__(self, counter: Counter) -> None:
         self._counter = weakref.ref(counter)
         self._wait = counter.clocks.wait
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, expected: "Expected | None" = None) -> None:
+    def start(self, expected: Expected | None = None) -> None:
         """Begin, unless it has begun. Where no thread can be had, calls do for themselves what it would do; the
         next one that takes a lease tries again.
 
@@ -52,7 +54,7 @@ class Keeper:
         """Look after nothing any more."""
         self._stopped.set()
 
-    def _run(self, expected: "Expected | None") -> None:
+    def _run(self, expected: Expected | None) -> None:
         if expected is not None and not self._wait(self._stopped, 0):
             self._lease_first(expected)
         delay_s = _TICK_S
@@ -63,13 +65,13 @@ class Keeper:
             delay_s = tick(counter)
             del counter
 
-    def _lease_first(self, expected: "Expected") -> None:
+    def _lease_first(self, expected: Expected) -> None:
         counter = self._counter()
         if counter is not None:
             counter.lease_first(*expected)
 
 
-def tick(counter: "Counter") -> float:
+def tick(counter: Counter) -> float:
     """Look after everything once; gives the seconds after which to look again.
 
     What the ledger refuses now is tried again then: it is no call's business.
@@ -86,7 +88,7 @@ def tick(counter: "Counter") -> float:
     return delay_s
 
 
-def _look_after(counter: "Counter", count: "MeterCount") -> float:
+def _look_after(counter: Counter, count: MeterCount) -> float:
     """Extend a lease that is low, return one that is idle; gives the seconds until it may be low."""
     now_ns = counter.clocks.boot_ns()
     lease = count.lease
@@ -108,7 +110,7 @@ def _look_after(counter: "Counter", count: "MeterCount") -> float:
     return max(_TICK_MIN_S, (unused - wanted / _LOW) / count.pace_per_s)
 
 
-def _extend_lease(counter: "Counter", count: "MeterCount") -> None:
+def _extend_lease(counter: Counter, count: MeterCount) -> None:
     """Fetch units ahead of need, so that no call waits for a commit."""
     with counter.lock:
         if counter.closed or count.exact or count.lease is None or count.denied is not None:
@@ -126,7 +128,7 @@ def _extend_lease(counter: "Counter", count: "MeterCount") -> None:
         count.add_ahead(units)
 
 
-def _return_lease(counter: "Counter", count: "MeterCount") -> None:
+def _return_lease(counter: Counter, count: MeterCount) -> None:
     """Give unused units back to the ledger: nobody seems to need them here."""
     with counter.lock:
         if counter.closed or count.lease is None:
@@ -136,8 +138,8 @@ def _return_lease(counter: "Counter", count: "MeterCount") -> None:
             pass
 
 
-def _forget(counter: "Counter") -> None:
-    """Once a window, see whether there are records to be forgotten; in small steps, a tick each."""
+def _forget(counter: Counter) -> None:
+    """Once a window, see whether there are files and records to be forgotten; in small steps, a tick each."""
     if 0 <= counter.clocks.boot_ns() - counter.pruned_ns < limits.WINDOW_S * NS:
         return
     with counter.transaction() as tx:
@@ -146,7 +148,7 @@ def _forget(counter: "Counter") -> None:
             counter.pruned_ns = counter.clocks.boot_ns()
 
 
-def _keep_on_disk(counter: "Counter") -> None:
+def _keep_on_disk(counter: Counter) -> None:
     """Flush cells that changed, at most once a second, and with them what is known of the time."""
     now_ns = counter.clocks.boot_ns()
     if 0 <= now_ns - counter.flushed_ns < limits.CELL_FLUSH_NS:  # below 0, the boot clock itself went back

@@ -1,5 +1,7 @@
 """Units that a process may use without asking the ledger again: taken from it durably, handed out here."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from operator import length_hint
@@ -55,7 +57,7 @@ class Lease:
         self.take_one = self._units.__next__
         return True
 
-    def share(self, units: int, calls: int) -> "Share":
+    def share(self, units: int, calls: int) -> Share:
         """Set aside up to so many calls of so many units for one thread: as many as there are units for."""
         with self._lock:
             self._shares = [share for share in self._shares if share.unused()]
@@ -65,7 +67,7 @@ class Lease:
             self._shares.append(made)
             return made
 
-    def put_back(self, share: "Share") -> None:
+    def put_back(self, share: Share) -> None:
         """Take back what a thread has not used of its share: its calls have another size now.
 
         A share of a lease that was drained has nothing left to put back.
@@ -80,7 +82,7 @@ class Lease:
         with self._lock:
             return length_hint(self._units) + sum(share.unused() for share in self._shares)
 
-    def followed_by(self, units: int, *, deadline_ns: int | None = None) -> "Lease":
+    def followed_by(self, units: int, *, deadline_ns: int | None = None) -> Lease:
         """A lease of so many units that goes on where this one ends: the same standing, the same edges."""
         return Lease(
             units,

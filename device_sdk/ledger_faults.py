@@ -1,5 +1,7 @@
 """What SQLite refuses, in Meterkit's words: a ledger that is damaged, or one that cannot be written now."""
 
+from __future__ import annotations
+
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager

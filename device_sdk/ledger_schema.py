@@ -3,6 +3,8 @@
 It is imported only when a ledger is new or older than this SDK, never on the way to an answer.
 """
 
+from __future__ import annotations
+
 from sqlite_utils import Database
 
 from device_sdk.ledger_store import APPLICATION_ID, Connection

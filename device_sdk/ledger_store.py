@@ -5,6 +5,8 @@ A commit is durable when it returns (`synchronous=FULL`, rollback journal `TRUNC
 is neither success nor failure: the connection is dropped, and the next transaction reads the head anew.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import sqlite3

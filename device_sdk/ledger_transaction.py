@@ -1,5 +1,7 @@
 """One write transaction on a ledger: the records of its chain, and what stands beside them."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,5 +1,7 @@
 """What one process holds of one meter: its lease, what is fetched ahead of it, its pace, the last denial."""
 
+from __future__ import annotations
+
 import threading
 
 from device_sdk.leases import Lease

@@ -1,5 +1,7 @@
 """Model files: their exact bytes, their digest, and that nothing outside those bytes is loaded."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from typing import Any

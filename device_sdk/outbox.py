@@ -1,9 +1,11 @@
 """What a device has to hand over: batches made from its ledger, and from ledgers that were set aside."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from device_sdk import epochs
+from device_sdk import setting_aside
 from device_sdk.folding import Folded
 from device_sdk.ledger_store import LedgerStore
 from device_sdk.ledger_transaction import Transaction
@@ -168,7 +170,7 @@ def batches_as_stored(vault: Vault, sender: Sender, receipt: Position | None) ->
 
 def _good_part(tx: Transaction, sender: Sender, receipt: Position | None) -> tuple[Chain, list[Entry]]:
     chain = tx.chain_before(start_after(receipt, tx), sender.keys.device)
-    return chain, epochs.good_part(tx, chain)
+    return chain, setting_aside.good_part(tx, chain)
 
 
 def _promise_nothing(chain: Chain, entries: list[Entry], sender: Sender) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The cells of this process: its file, the slot that its next cell will take, and cells that threads left."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Iterable
 

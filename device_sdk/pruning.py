@@ -5,6 +5,8 @@ A record goes when a receipt and the anchor of the token in force have both pass
 covers: X
 """
 
+from __future__ import annotations
+
 from device_sdk import timekeeper
 from device_sdk.ledger_transaction import Transaction
 from meterkit import limits

@@ -1,5 +1,7 @@
 """The clocks of this system, read at one moment, and the one place that reads them."""
 
+from __future__ import annotations
+
 import functools
 import sys
 import threading

@@ -1,5 +1,7 @@
 """Making an activation request: the code proves itself for this device, and is not in it."""
 
+from __future__ import annotations
+
 import platform
 
 from device_sdk.vault import DeviceKeys

@@ -5,6 +5,8 @@ It calls the native session directly where nothing is lost by that, else the pub
 session by a weak reference: the session keeps its gates, and would never be freed if they kept the session.
 """
 
+from __future__ import annotations
+
 import weakref
 from collections.abc import Callable
 from typing import Any

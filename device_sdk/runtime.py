@@ -4,6 +4,8 @@ A private part may be missing or renamed in another version. Then the public way
 and costs more: nothing that is promised rests on a private part.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """When this device should sync next, and with whom: what the last exchange left for the next."""
 
+from __future__ import annotations
+
 import random
 
 from device_sdk.readings import Clocks

@@ -4,6 +4,8 @@ What a caller does with the private native session, or with `InferenceSession`'s
 session, goes past the gate; the threat model says so.
 """
 
+from __future__ import annotations
+
 import threading
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
@@ -36,7 +38,7 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
     As a context manager it lets go of its cells at the end, and of nothing else: `Device.close` ends the usage.
     """
 
-    _async: "AsyncGate | None"
+    _async: AsyncGate | None
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         run_paths.finish(self._run("run_with_ortvaluevector", run_options, named, fetch))
 
     def run_async(
-        self, output_names: Any, input_feed: Any, callback: "Callback", user_data: Any, run_options: Any = None
+        self, output_names: Any, input_feed: Any, callback: Callback, user_data: Any, run_options: Any = None
     ) -> None:
         """Compute the outputs on another thread, which then calls back, as `InferenceSession.run_async` does; it
         needs more than one intra-op thread.
@@ -166,7 +168,7 @@ class LicensedSession(runtime.InferenceSession):  # type: ignore[misc] # it ship
         setattr(gates, path, gate)
         return gate
 
-    def _make_async_gate(self) -> "AsyncGate":
+    def _make_async_gate(self) -> AsyncGate:
         """Make the gate of `run_async`; where two threads make one at once, either will do."""
         from device_sdk.async_gate import AsyncGate  # noqa: PLC0415 - not on the way to an answer
 

@@ -1,5 +1,7 @@
 """What a device can tell of itself: until when it works, how much is left, and why it will stop."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from device_sdk import deciding

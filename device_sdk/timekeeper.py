@@ -1,5 +1,7 @@
 """What the device knows of time, kept in its ledger: read, judged and written in one transaction."""
 
+from __future__ import annotations
+
 from device_sdk.ledger_transaction import Transaction
 from device_sdk.readings import Clocks
 from meterkit import clocks, limits, usage

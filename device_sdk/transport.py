@@ -3,6 +3,8 @@
 The same bytes cross either way. The only home of the HTTP client, which is imported at the first request.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass

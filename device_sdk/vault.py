@@ -4,6 +4,8 @@ Each is replaced whole or not at all (temporary file, fsync, rename, fsync of th
 owner may read it. Nothing here judges a signature: what is read back is verified by whoever uses it.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os

@@ -7,4 +7,6 @@ A kind of value that a device meets on its way to the first answer is a named tu
 times as fast as a dataclass; one that holds a secret never is, and the others are frozen dataclasses.
 """
 
+from __future__ import annotations
+
 __version__ = "0.1.0"

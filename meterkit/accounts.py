@@ -4,6 +4,8 @@ What people decided about an account is kept with the first billing run that kno
 document recomputed for an earlier run comes out as it did then.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -86,7 +88,7 @@ class Dispute:
         """Whether a run leaves the key alone."""
         return self.since_run <= run.number and (self.until_run is None or run.number < self.until_run)
 
-    def known_at(self, run: Run) -> "Dispute":
+    def known_at(self, run: Run) -> Dispute:
         """The same dispute, still open if its end was not known yet."""
         return replace(self, until_run=None) if self.holds(run) else self
 
@@ -118,7 +120,7 @@ class Account:
         """The keys that a run leaves alone."""
         return frozenset(each.key for each in self.disputes if each.holds(run))
 
-    def known_at(self, run: Run) -> "Account":
+    def known_at(self, run: Run) -> Account:
         """The same account, with nothing that a run does not know."""
 
         def known(decided: Iterable[Any]) -> tuple[Any, ...]:

@@ -1,5 +1,7 @@
 """How a device asks for its first token: an activation code proves itself without crossing (FORMATS)."""
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
@@ -75,7 +77,7 @@ def proof(secret: bytes, device: str) -> str:
     return hmac.new(secret, device.encode("ascii"), hashlib.sha256).hexdigest()
 
 
-def check_proof(secret: bytes, request: "ActivationRequest") -> None:
+def check_proof(secret: bytes, request: ActivationRequest) -> None:
     """Return if the request proves the secret for its own device; else raise `proof_wrong`."""
     if not hmac.compare_digest(proof(secret, request.device), request.proof):
         raise TrustError("proof_wrong")

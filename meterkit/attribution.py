@@ -4,6 +4,8 @@
 pieces they come in. A server may let its database add up instead; it must come to the same.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ class Period:
         return Fraction(self.end_at - self.start_at, self.whole_end_at - self.whole_start_at)
 
     @property
-    def slot(self) -> "Slot":
+    def slot(self) -> Slot:
         """What tells this period from the license's others."""
         return self.interval, self.start_at
 

@@ -7,6 +7,8 @@ Steps 1 to 7, the signatures and chains, are `meterkit.proof`'s. Here:
     compared with what the document says, line by line
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

@@ -4,6 +4,8 @@ Out: RFC 8785, whole numbers only. In: strict JSON (FORMATS, "Encodings"). Hashe
 that nothing hashed as one thing can pass for another.
 """
 
+from __future__ import annotations
+
 import binascii
 import functools
 import json

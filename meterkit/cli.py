@@ -1,5 +1,7 @@
 """The command `meterkit`: inspect, verify and audit files. It needs no server and no network."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path

@@ -4,6 +4,8 @@
 the later of certain time and the wall clock. All of DESIGN §5, "The clock"; nothing here reads a clock.
 """
 
+from __future__ import annotations
+
 from meterkit import limits
 from meterkit.tuples import NamedTuple
 

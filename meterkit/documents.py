@@ -4,6 +4,8 @@ Everything here is a function of the lines, of what was decided about the accoun
 audit comes to the same numbers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

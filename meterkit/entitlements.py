@@ -1,5 +1,7 @@
 """May this run, now? A pure decision over a token's terms, what was used, and the time (DESIGN §4)."""
 
+from __future__ import annotations
+
 from meterkit.clocks import Instant
 from meterkit.errors import DenialError
 from meterkit.tokens import Token, standing

@@ -4,6 +4,8 @@ An envelope is a compact JWS (RFC 7515), Ed25519 (RFC 8037). Each kind has one `
 that nothing signed as one thing can pass for another.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -13,6 +13,8 @@ Where several faults hold at once, the first failing step of a procedure names t
 is the one listed first here.
 """
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 from meterkit.tuples import NamedTuple

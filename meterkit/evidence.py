@@ -17,6 +17,8 @@
 Here is what the parts look like. Whether they are true, `meterkit.audit` says.
 """
 
+from __future__ import annotations
+
 import io
 import re
 import zipfile

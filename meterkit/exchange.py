@@ -3,6 +3,8 @@
 What the parts of a reply say is in their own files. The meaning is DESIGN §6; the bytes are FORMATS.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

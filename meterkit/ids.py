@@ -1,5 +1,7 @@
 """Identifiers: a prefix that tells the noun, and 128 bits of randomness that the caller passes in."""
 
+from __future__ import annotations
+
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
 
 

@@ -5,6 +5,8 @@ that the signature was checked against a key that the caller's own roots lead to
 `unproven`, never `holds`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any

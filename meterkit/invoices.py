@@ -8,6 +8,8 @@ So units climb the tiers, at the price, of the period in which they were used, h
 any order of records and any schedule of runs comes to the same sum.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -45,7 +47,7 @@ class Terms:
     versions: tuple[Version, ...]
     periods: tuple[Period, ...]
 
-    def known_at(self, run: Run) -> "Terms":
+    def known_at(self, run: Run) -> Terms:
         """The same terms with only the versions known at a run, and the periods known that had begun."""
         versions = (version for version in self.versions if version.since_run <= run.number)
         periods = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)

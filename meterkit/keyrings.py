@@ -1,5 +1,7 @@
 """Which keyring may follow the one already held (FORMATS, "Keyring")."""
 
+from __future__ import annotations
+
 from meterkit.envelopes import open_keyring
 from meterkit.errors import TrustError
 from meterkit.keys import Keyring, Trust

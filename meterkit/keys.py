@@ -5,6 +5,8 @@ key's id (`kid`) is its RFC 7638 thumbprint. A secret key as text starts with `m
 it can never be taken for a public one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -83,21 +85,25 @@ def _raw(text: str) -> bytes:
 class VerifyKey:
     """An Ed25519 public key. Keys of small order, and points written in a second way, are refused."""
 
-    __slots__ = ("_key", "kid", "text")
+    __slots__ = ("_key", "_raw", "kid", "text")
 
     def __init__(self, text: str) -> None:
         raw = _raw(text)
         y = int.from_bytes(raw, "little") & (2**255 - 1)
         if y >= _P or y in _SMALL_ORDER_Y:
             raise InputError("malformed_key", "small order or not canonical")
-        self._key = Ed25519PublicKey.from_public_bytes(raw)
+        self._raw = raw
+        self._key: Ed25519PublicKey | None = None  # made when it first verifies: many of a keyring never do
         self.text = text
         self.kid = _thumbprint("Ed25519", raw)
 
     def check(self, signature: bytes, message: bytes) -> None:
         """Return if the signature is this key's over the message; else raise `signature_bad`."""
+        key = self._key
+        if key is None:
+            key = self._key = Ed25519PublicKey.from_public_bytes(self._raw)
         try:
-            self._key.verify(signature, message)
+            key.verify(signature, message)
         except InvalidSignature:
             raise TrustError("signature_bad") from None
 

@@ -4,6 +4,8 @@ r"""A hash chain of records: append, follow and judge it, find where two of them
 moved without changing every hash after it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +44,7 @@ class Total(NamedTuple):
     units: int = 0
     unsettled: int = 0
 
-    def plus(self, units: int, unsettled: int) -> "Total":
+    def plus(self, units: int, unsettled: int) -> Total:
         """The total after one more record."""
         return Total(self.units + units, self.unsettled + unsettled)
 

@@ -1,5 +1,7 @@
 """What a license grants: which models, metered how, up to which limits, for how long, under which policy."""
 
+from __future__ import annotations
+
 from typing import Any, Self
 
 from meterkit import limits, shapes

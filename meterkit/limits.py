@@ -4,6 +4,8 @@ Relations between limits are checked by `tests/core/test_limits.py`.
 """
 
 # Numbers and text
+from __future__ import annotations
+
 INTEGER_MAX = 2**53 - 1  # what every JSON reader agrees on
 JSON_DEPTH_MAX = 8
 TIME_MAX_S = 253_402_300_799  # 9999-12-31T23:59:59Z

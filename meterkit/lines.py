@@ -1,5 +1,7 @@
 """The lines of documents: what one is about, what it bills, and what stands beside it (BILLING §3)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction

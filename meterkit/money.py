@@ -4,6 +4,8 @@ Amounts are exact until they are rounded: decimal text in, `Fraction` between, w
 No float, and no `Decimal` arithmetic, whose default context drops digits.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """A plan: what a customer pays for, in which currency, and how often (BILLING §2; FORMATS, "Plan")."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction

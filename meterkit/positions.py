@@ -1,5 +1,7 @@
 """A position: how far one life (epoch) of a ledger goes (FORMATS, "Encodings")."""
 
+from __future__ import annotations
+
 from typing import Any, Self
 
 from meterkit.tuples import NamedTuple

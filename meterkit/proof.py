@@ -4,6 +4,8 @@ Every step names the part at which it failed. Nothing here trusts the server's w
 signature says more.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager

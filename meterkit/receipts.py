@@ -1,5 +1,7 @@
 """The server's word on how far a ledger is accepted, with what it has counted of it (FORMATS, "Receipt")."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The documents of a customer, one after another, worked out anew from what its evidence proves (BILLING §3)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

@@ -7,6 +7,8 @@ set aside by the rule, or dismissed before the other came, is repeated by nobody
 counts that prove its units: it repeats nothing. Neither are unsettled units counts of a cell.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +28,7 @@ class Span(NamedTuple):
     first: int
     last: int
 
-    def is_of(self, other: "Span") -> bool:
+    def is_of(self, other: Span) -> bool:
         """Whether both are counts of one cell for one purpose, and overlap."""
         same = (self.cell, self.license_id, self.meter) == (other.cell, other.license_id, other.meter)
         return same and max(self.first, other.first) < min(self.last, other.last)

@@ -4,6 +4,8 @@ What comes out are the records that a bill is made of, each with the license and
 chain and its batch give it, and with the branch on which it is cited.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,5 +1,7 @@
 """The signed list of what no longer holds: tokens, licenses, devices, packages (FORMATS, "Revocations")."""
 
+from __future__ import annotations
+
 from typing import Any, Self
 
 from meterkit import envelopes, limits, shapes

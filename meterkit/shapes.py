@@ -4,6 +4,8 @@ A shape is a function `(value, where) -> value` that returns the value it was gi
 `malformed_members` naming the place. `Members` is the shape of an object with exactly the named members.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable
 from typing import Any

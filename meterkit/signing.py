@@ -3,6 +3,8 @@
 It signs what it is given: that the claims are right is their own kind's business.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from meterkit.canonical import to_bytes

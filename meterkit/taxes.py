@@ -1,5 +1,7 @@
 """Tax on what is billed: which rate counts when, and its one rounding (BILLING §3)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """What the three commands share: one line for each refusal, JSON where it is asked for."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 Signing is `meterkit.signing.sign(envelopes.TOKEN, token.to_claims(), key)`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,7 +78,7 @@ class Token(NamedTuple):
     features: tuple[str, ...] = ()
 
     @classmethod
-    def from_claims(cls, claims: dict[str, Any]) -> "Token":
+    def from_claims(cls, claims: dict[str, Any]) -> Token:
         """Read a payload that `shape` has judged."""
         return cls(
             issuer=claims["iss"],

@@ -4,6 +4,8 @@
 first answer. Here they share one. To a type checker, and to whoever uses them, they are the same.
 """
 
+from __future__ import annotations
+
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 

@@ -1,5 +1,7 @@
 """The records of a ledger: what a device says that happened (FORMATS, "Ledger records")."""
 
+from __future__ import annotations
+
 import re
 from functools import cache
 from typing import Any
@@ -186,7 +188,7 @@ class UsageRecord(NamedTuple):
         return self.window * limits.WINDOW_S
 
     @classmethod
-    def from_claims(cls, claims: dict[str, Any]) -> "UsageRecord":
+    def from_claims(cls, claims: dict[str, Any]) -> UsageRecord:
         """Read a usage record that `record_shape` has judged."""
         return cls(
             claims["seq"],

@@ -3,6 +3,8 @@
 Around any model, in this order: included units (not charged) → price → discount → maximum → minimum.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """Flat: one amount for the period, whatever is used."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

@@ -1,5 +1,7 @@
 """Graduated: each unit costs what its own tier says."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

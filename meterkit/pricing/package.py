@@ -1,5 +1,7 @@
 """Package: units are sold in packages, and a started one is a whole one."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

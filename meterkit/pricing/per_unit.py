@@ -1,5 +1,7 @@
 """Per unit: each unit costs the same."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

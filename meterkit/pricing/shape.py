@@ -1,5 +1,7 @@
 """What prices are written with: amounts as decimal text, and members that may be left out."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from meterkit import money, shapes

@@ -1,5 +1,7 @@
 """Tiers: the ladder that volume and graduated prices climb."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Volume: all units cost what the total's tier says."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any

@@ -13,7 +13,7 @@ from device_site import MUL, NS, ROWS, Site, leased, limited, recorded, records,
 from vendor import PRODUCT
 
 from device_sdk import Device
-from device_sdk import epochs as epochs_module
+from device_sdk import setting_aside as aside_module
 from device_sdk.ledger_store import LedgerStore
 from meterkit import limits
 from meterkit.exchange import open_batch
@@ -170,9 +170,9 @@ def test_a_kill_while_it_is_set_aside_leaves_the_old_ledger_or_the_new_one(site,
 def kill_at(patch, step: str, when: str) -> None:
     owner, name = {
         "write": (LedgerStore, "drop"),
-        "_keep": (epochs_module, "_keep"),
+        "_keep": (aside_module, "_keep"),
         "replace": (os, "replace"),
-        "sync_directory": (epochs_module, "sync_directory"),
+        "sync_directory": (aside_module, "sync_directory"),
     }[step]
     real = getattr(owner, name)
 
@@ -194,7 +194,7 @@ def test_a_writer_that_waited_while_the_ledger_was_set_aside_writes_to_the_new_o
         before = tx.epoch()
     set_body(site, 5, flip)
     replacing = threading.Event()
-    keep = epochs_module._keep
+    keep = aside_module._keep
 
     def slow(vault, name) -> None:
         replacing.set()
@@ -208,7 +208,7 @@ def test_a_writer_that_waited_while_the_ledger_was_set_aside_writes_to_the_new_o
         with second.counter.transaction() as tx:
             epochs.append(tx.epoch())
 
-    monkeypatch.setattr(epochs_module, "_keep", slow)
+    monkeypatch.setattr(aside_module, "_keep", slow)
     writer = threading.Thread(target=late)
     writer.start()
     first.make_batches()
