@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 from meterkit.licenses import Meter
@@ -44,6 +45,7 @@ class Period:
 
 
 Slot = tuple[str, int]  # (interval, start_at)
+_Ranges = dict[tuple[str, str, str], tuple[int, int]]  # (device, epoch, branch) → its first and last record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,28 @@ class Record:
     quarantined: bool = False
     dismissed: bool = False
     repeated: int = 0
+    received_at: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadline:
+    """Until when usage of a period is in time: up to an acceptance, after which it is carried over to the period
+    that was open when it came; or up to an instant, after which it is waived.
+    """
+
+    acceptance_max: int | None = None
+    received_max: int | None = None
+
+    @property
+    def carries(self) -> bool:
+        """Whether what is late is billed in another period."""
+        return self.acceptance_max is not None
+
+    def is_past(self, record: Record) -> bool:
+        """Whether a record came later."""
+        if self.acceptance_max is not None:
+            return record.acceptance > self.acceptance_max
+        return self.received_max is not None and record.received_at > self.received_max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +141,25 @@ class Cited:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Carried:
+    """Units that are billed in another period than that of their use, from `start_at` to `end_at`."""
+
+    start_at: int
+    end_at: int
+    units: int
+
+    def to_claims(self) -> dict[str, int]:
+        """Write them as a line carries them."""
+        return {"service_start_at": self.start_at, "service_end_at": self.end_at, "quantity": self.units}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What one meter counted in one period. Only `units` are billed; the rest is shown beside them.
 
+    `late` units came too late by the contract, and are billed only where that costs less; `carried` ones are among
+    the units, and were used in another period.
     `quarantined` counts the units of quarantined records, unsettled ones included, up to the largest number
     that every JSON reader knows; `dismissed` likewise those that a decision took out. `repeated` ones are counted
     on another branch.
@@ -132,6 +171,9 @@ class Measured:
     dismissed: int = 0
     repeated: int = 0
     cited: tuple[Cited, ...] = ()
+    late: int = 0
+    late_cited: tuple[Cited, ...] = ()
+    carried: tuple[Carried, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +224,13 @@ class Calendar:
         return found
 
 
-def gather(calendar: Calendar, run: Run, records: Iterable[Record], tokens: Iterable[TokenSpan]) -> Usage:
+def gather(
+    calendar: Calendar,
+    run: Run,
+    records: Iterable[Record],
+    tokens: Iterable[TokenSpan],
+    deadlines: Mapping[Slot, Deadline] = MappingProxyType({}),
+) -> Usage:
     """Add up one license's records per period and meter, within a run's limits.
 
     A record that comes several times counts once, as accepted the first time. It judges no signature and no
@@ -202,7 +250,7 @@ def gather(calendar: Calendar, run: Run, records: Iterable[Record], tokens: Iter
     active: dict[Slot, set[str]] = {}
     for record in known:
         for period in calendar.holding(record.service_at):
-            sums.setdefault((period.slot, record.meter), _Sum()).add(record)
+            _add(sums, calendar, period, record, deadlines.get(period.slot))
             if not (record.quarantined or record.dismissed):
                 active.setdefault(period.slot, set()).add(record.device)
     _add_tokens(active, calendar, run, tokens)
@@ -210,6 +258,23 @@ def gather(calendar: Calendar, run: Run, records: Iterable[Record], tokens: Iter
         measured={name: total.measured() for name, total in sums.items()},
         devices={slot: len(devices) for slot, devices in active.items()},
     )
+
+
+def _add(
+    sums: dict[tuple[Slot, Meter], _Sum],
+    calendar: Calendar,
+    period: Period,
+    record: Record,
+    deadline: Deadline | None,
+) -> None:
+    """Add a record to its period, or where it is late and carried over, to the one open when it came."""
+    late = deadline is not None and deadline.is_past(record)
+    if deadline is None or not late or not deadline.carries:
+        sums.setdefault((period.slot, record.meter), _Sum()).add(record, late=late)
+        return
+    for other in calendar.holding(record.received_at):
+        if other.interval == period.interval:
+            sums.setdefault((other.slot, record.meter), _Sum()).add(record, used_in=period)
 
 
 def _add_tokens(active: dict[Slot, set[str]], calendar: Calendar, run: Run, tokens: Iterable[TokenSpan]) -> None:
@@ -225,36 +290,83 @@ def _add_tokens(active: dict[Slot, set[str]], calendar: Calendar, run: Run, toke
 class _Sum:
     """One period and meter, while it is added up."""
 
-    __slots__ = ("dismissed", "quarantined", "ranges", "repeated", "units", "unsettled")
+    __slots__ = (
+        *(
+            "carried",
+            "dismissed",
+            "late",
+            "late_ranges",
+            "quarantined",
+            "ranges",
+            "repeated",
+            "units",
+            "unsettled",
+        ),
+    )
 
     def __init__(self) -> None:
-        self.units = self.unsettled = self.quarantined = self.dismissed = self.repeated = 0
-        self.ranges: dict[tuple[str, str, str], tuple[int, int]] = {}
+        self.units = self.unsettled = self.quarantined = self.dismissed = self.repeated = self.late = 0
+        self.ranges: _Ranges = {}
+        self.late_ranges: _Ranges = {}
+        self.carried: dict[tuple[int, int], int] = {}
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, *, late: bool = False, used_in: Period | None = None) -> None:
         if record.quarantined:
             self.quarantined += record.units + record.unsettled
             return
         if record.dismissed:
             self.dismissed += record.units + record.unsettled
             return
-        self.units += record.units - record.repeated
+        units = record.units - record.repeated
         self.repeated += record.repeated
         self.unsettled += record.unsettled
-        name = (record.device, record.epoch, record.branch)
-        first, last = self.ranges.get(name, (record.seq, record.seq))
-        self.ranges[name] = (min(first, record.seq), max(last, record.seq))
+        if late:
+            self.late += units
+        else:
+            self.units += units
+        if used_in is not None:
+            name = (used_in.start_at, used_in.end_at)
+            self.carried[name] = self.carried.get(name, 0) + units
+        _extend(self.late_ranges if late else self.ranges, record)
 
     def measured(self) -> Measured:
-        cited = (
-            Cited(device=device, epoch=epoch, head=head, first=first, last=last)
-            for (device, epoch, head), (first, last) in self.ranges.items()
-        )
         return Measured(
             units=self.units,
             unsettled=self.unsettled,
             quarantined=min(self.quarantined, INTEGER_MAX),
             dismissed=min(self.dismissed, INTEGER_MAX),
             repeated=min(self.repeated, INTEGER_MAX),
-            cited=tuple(sorted(cited)),
+            cited=_cited(self.ranges),
+            late=self.late,
+            late_cited=_cited(self.late_ranges),
+            carried=tuple(
+                sorted(
+                    Carried(start_at=start, end_at=end, units=each) for (start, end), each in self.carried.items()
+                )
+            ),
         )
+
+
+def cite(*parts: tuple[Cited, ...]) -> tuple[Cited, ...]:
+    """Put what is cited of several parts of a period together: a range for each branch."""
+    ranges: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for cited in (each for part in parts for each in part):
+        name = (cited.device, cited.epoch, cited.head)
+        first, last = ranges.get(name, (cited.first, cited.last))
+        ranges[name] = (min(first, cited.first), max(last, cited.last))
+    return _cited(ranges)
+
+
+def _extend(ranges: _Ranges, record: Record) -> None:
+    name = (record.device, record.epoch, record.branch)
+    first, last = ranges.get(name, (record.seq, record.seq))
+    ranges[name] = (min(first, record.seq), max(last, record.seq))
+
+
+def _cited(ranges: _Ranges) -> tuple[Cited, ...]:
+    return tuple(
+        sorted(
+            Cited(device=device, epoch=epoch, head=head, first=first, last=last)
+            for (device, epoch, head), (first, last) in ranges.items()
+        )
+    )

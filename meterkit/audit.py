@@ -32,10 +32,10 @@ from meterkit.evidence import (
     Bundle,
     digest_of,
 )
-from meterkit.invoices import Terms, Version
 from meterkit.plans import Plan
 from meterkit.proof import Differs, Finding, Proven, at, prove
 from meterkit.recomputing import Recomputation
+from meterkit.terms import Terms, Version
 
 UNPROVEN = (
     "that no device is missing from the evidence",

@@ -76,6 +76,7 @@ _CITED = shapes.Members(
 KINDS = ("recurring", "measured", "commitment", "concession")  # of lines (BILLING §3)
 PERCENT = shapes.matching(r"(?:100|[1-9]?[0-9](?:\.[0-9]{1,4})?)", "a percentage of at most 100")
 _TAX = {"name": shapes.text(64), "percent": PERCENT}
+_CARRIED = shapes.Members(service_start_at=shapes.TIME, service_end_at=shapes.TIME, quantity=shapes.UNITS)
 _LINE_MEMBERS = shapes.Members(
     license=shapes.LICENSE,
     charge=shapes.NAME,
@@ -95,6 +96,7 @@ _LINE_MEMBERS = shapes.Members(
     amount=shapes.text(64),
     late=shapes.boolean,
     records=shapes.listed(_CITED, limits.EVIDENCE_PARTS_MAX),
+    carried=shapes.listed(_CARRIED, limits.EVIDENCE_PARTS_MAX),
     tax=shapes.optional(shapes.Members(**_TAX)),
     lowers=shapes.optional(NUMBER),
 )
@@ -109,11 +111,12 @@ _BESIDE_MEMBERS = shapes.Members(
     quarantined=shapes.UNITS,
     dismissed=shapes.UNITS,
     repeated=shapes.UNITS,
+    waived=shapes.UNITS,
 )
 
 
-_BESIDE = _with({"dismissed": 0, "repeated": 0}, _BESIDE_MEMBERS)
-_LINE = _with({"tax": None, "lowers": None}, _LINE_MEMBERS)
+_BESIDE = _with({"dismissed": 0, "repeated": 0, "waived": 0}, _BESIDE_MEMBERS)
+_LINE = _with({"carried": [], "tax": None, "lowers": None}, _LINE_MEMBERS)
 _TAX_SUM = _with(
     {"lowers": None},
     shapes.Members(**_TAX, base_minor=_MINOR, tax_minor=_MINOR, lowers=shapes.optional(NUMBER)),
@@ -193,12 +196,16 @@ _DISMISSED = shapes.Members(
     acceptance=shapes.integer(1),  # how much was accepted when it was decided: it names the branch's own records
     since_run=_SINCE_RUN,
 )
+_DECLARED = shapes.Members(
+    device=shapes.DEVICE, state=shapes.one_of("active", "retired", "lost"), since_run=_SINCE_RUN
+)
 DECISIONS_SHAPE = _with(
-    {"released": [], "dismissed": []},
+    {"released": [], "dismissed": [], "declared": []},
     shapes.Members(
         quarantined=shapes.listed(shapes.Members(**_NAMED_RECORD), limits.EVIDENCE_PARTS_MAX),
         released=shapes.listed(shapes.Members(**_NAMED_RECORD, since_run=_SINCE_RUN), limits.EVIDENCE_PARTS_MAX),
         dismissed=shapes.listed(_DISMISSED, limits.EVIDENCE_PARTS_MAX),
+        declared=shapes.listed(_DECLARED, limits.EVIDENCE_PARTS_MAX),
     ),
 )
 _KEY = shapes.Members(

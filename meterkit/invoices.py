@@ -10,53 +10,18 @@ any order of records and any schedule of runs comes to the same sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from types import MappingProxyType
 
 from meterkit import money, pricing
-from meterkit.attribution import Cited, Measured, Period, Run, Usage
+from meterkit.attribution import Carried, Cited, Measured, Period, Run, Slot, Usage, cite
+from meterkit.lateness import closed_by
 from meterkit.lines import Beside, Bill, Billed, Key, Line
 from meterkit.plans import Charge, Commitment, Plan, Recurring, UsageCharge
-
-_DAY_S = 86_400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
-    """A version of a plan, and the instant from which the license holds it.
-
-    `since_run` is the first billing run that knew of it: recomputed, an earlier one does not.
-    """
-
-    plan_id: str
-    number: int
-    starts_at: int
-    plan: Plan
-    since_run: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What a license is billed by: its timeline of versions, its periods, its end."""
-
-    license_id: str
-    ends_at: int | None
-    versions: tuple[Version, ...]
-    periods: tuple[Period, ...]
-
-    def known_at(self, run: Run) -> Terms:
-        """The same terms with only the versions known at a run, and the periods known that had begun."""
-        versions = (version for version in self.versions if version.since_run <= run.number)
-        periods = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
-        return replace(self, versions=tuple(versions), periods=tuple(periods))
-
-    def version_at(self, at: int) -> Version:
-        """The version that counts at an instant; before the first one, the first."""
-        ordered = sorted(self.versions, key=lambda version: version.starts_at)
-        return next((each for each in reversed(ordered) if each.starts_at <= at), ordered[0])
+from meterkit.terms import Terms, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +35,7 @@ class _Owed:
     quantity: int
     minor: int
     cited: tuple[Cited, ...] = ()
-
-
-def closes_at(plan: Plan, period: Period) -> int:
-    """The instant from which a period's usage is late: so many days after its end as the contract says."""
-    return period.end_at + plan.close.days * _DAY_S
+    carried: tuple[Carried, ...] = ()
 
 
 def bill(
@@ -83,32 +44,34 @@ def bill(
     billed: Mapping[Key, Billed],
     runs: Sequence[Run],
     *,
+    closed: Mapping[Slot, Run] | None = None,
     conceded: Mapping[Key, int] = MappingProxyType({}),
     disputed: AbstractSet[Key] = frozenset(),
 ) -> Bill:
     """Work out what the last of a license's runs bills, by the one rule.
 
     `usage` holds what that run may know; `billed` the sums of finalized lines of this license; `runs` all
-    runs that covered it, in order; `conceded` what was let off on keys of kind `concession`; a `disputed` key
+    runs that covered it, in order; `closed` which run first found each period closed (`meterkit.lateness`),
+    by the terms alone if not given; `conceded` what was let off on keys of kind `concession`; a `disputed` key
     waits. It numbers, stores and rounds nothing but each key's amount.
     """
     run = runs[-1]
-    owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run)]
-    owed += _commitments(terms, owed, run)
-    lines = [_line(terms, each, billed, runs) for each in owed]
+    closed = closed_by(terms, runs, ()) if closed is None else closed
+    owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run, closed)]
+    owed += _commitments(terms, owed, run, closed)
+    lines = [_line(terms, each, billed, run, closed) for each in owed]
     lines += [_concession(terms, key, amount, billed) for key, amount in conceded.items()]
     known = {line.key for line in lines}
     gone = [_gone(terms, key, before) for key, before in billed.items() if key not in known]
     changed = [line for line in lines + gone if line.amount_minor or line.quantity != line.quantity_before]
     return Bill(
         lines=tuple(sorted((line for line in changed if line.key not in disputed), key=lambda line: line.key)),
-        beside=tuple(sorted(_beside(terms, usage, run))),
+        beside=tuple(sorted(_beside(terms, usage, run, closed))),
     )
 
 
-def _due(charge: Charge, plan: Plan, period: Period, run: Run) -> bool:
+def _due(charge: Charge, plan: Plan, period: Period, run: Run, *, closed: bool) -> bool:
     """Whether a run bills this charge for this period yet."""
-    closed = closes_at(plan, period) <= run.cut_off
     ended = period.end_at <= run.cut_off
     match charge:
         case Recurring(due="advance"):
@@ -119,12 +82,13 @@ def _due(charge: Charge, plan: Plan, period: Period, run: Run) -> bool:
             return closed or (plan.interim and ended)
 
 
-def _owed_in(terms: Terms, period: Period, usage: Usage, run: Run) -> list[_Owed]:
+def _owed_in(terms: Terms, period: Period, usage: Usage, run: Run, closed: Mapping[Slot, Run]) -> list[_Owed]:
     version = terms.version_at(period.start_at)
     due = (
         charge
         for charge in version.plan.charges
-        if charge.interval == period.interval and _due(charge, version.plan, period, run)
+        if charge.interval == period.interval
+        and _due(charge, version.plan, period, run, closed=period.slot in closed)
     )
     found = []
     for charge in due:
@@ -137,17 +101,34 @@ def _owed_in(terms: Terms, period: Period, usage: Usage, run: Run) -> list[_Owed
 
 def _measured(charge: UsageCharge, version: Version, period: Period, usage: Usage, run: Run) -> _Owed:
     found = usage.measured.get((period.slot, charge.meter), Measured())
-    ended = period.end_at <= run.cut_off
-    exact = pricing.rate(charge.price, found.units, period.share, minimum=ended)
+    owed = _rating(charge, period, version.plan, run)
+    waived = _waived(found, owed)
     return _Owed(
         period=period,
         version=version,
         charge=charge,
         kind="measured",
-        quantity=found.units,
-        minor=money.to_minor(exact, version.plan.currency),
-        cited=found.cited,
+        quantity=found.units + found.late - waived,
+        minor=owed(found.units + found.late - waived),
+        cited=found.cited if waived or not found.late else cite(found.cited, found.late_cited),
+        carried=found.carried,
     )
+
+
+def _rating(charge: UsageCharge, period: Period, plan: Plan, run: Run) -> Callable[[int], int]:
+    """What so many units of a charge owe in a period, in minor units; a minimum only once it has ended."""
+    ended = period.end_at <= run.cut_off
+
+    def owed(units: int) -> int:
+        exact = pricing.rate(charge.price, units, period.share, minimum=ended)
+        return money.to_minor(exact, plan.currency)
+
+    return owed
+
+
+def _waived(found: Measured, owed: Callable[[int], int]) -> int:
+    """The late units that a contract waives: all of them, or none where it costs less to count them."""
+    return 0 if owed(found.units + found.late) < owed(found.units) else found.late
 
 
 def _recurring(charge: Recurring, version: Version, period: Period, usage: Usage) -> _Owed:
@@ -157,7 +138,7 @@ def _recurring(charge: Recurring, version: Version, period: Period, usage: Usage
     return _Owed(period=period, version=version, charge=charge, kind="recurring", quantity=quantity, minor=minor)
 
 
-def _commitments(terms: Terms, owed: list[_Owed], run: Run) -> list[_Owed]:
+def _commitments(terms: Terms, owed: list[_Owed], run: Run, closed: Mapping[Slot, Run]) -> list[_Owed]:
     return [
         _commitment(charge, version, period, owed)
         for period in terms.periods
@@ -165,7 +146,7 @@ def _commitments(terms: Terms, owed: list[_Owed], run: Run) -> list[_Owed]:
         for charge in version.plan.charges
         if isinstance(charge, Commitment)
         and charge.interval == period.interval
-        and _due(charge, version.plan, period, run)
+        and _due(charge, version.plan, period, run, closed=period.slot in closed)
     ]
 
 
@@ -186,7 +167,7 @@ def _commitment(charge: Commitment, version: Version, period: Period, owed: list
     )
 
 
-def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], runs: Sequence[Run]) -> Line:
+def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, closed: Mapping[Slot, Run]) -> Line:
     key = Key(
         license_id=terms.license_id,
         start_at=owed.period.start_at,
@@ -197,7 +178,7 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], runs: Sequenc
         kind=owed.kind,
     )
     before = billed.get(key, Billed())
-    closed_at = closes_at(owed.version.plan, owed.period)
+    first = closed.get(owed.period.slot, run)
     return Line(
         key=key,
         currency=owed.version.plan.currency,
@@ -207,8 +188,9 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], runs: Sequenc
         quantity_before=before.quantity,
         owed_minor=owed.minor,
         billed_before_minor=before.amount_minor,
-        late=any(run.cut_off >= closed_at for run in runs[:-1]),
+        late=first.number < run.number,
         cited=owed.cited,
+        carried=owed.carried,
     )
 
 
@@ -262,7 +244,7 @@ def _describe(charge: Charge) -> str:
             return f"{charge.id}: commitment over {', '.join(charge.over)}, per {charge.interval}"
 
 
-def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
+def _beside(terms: Terms, usage: Usage, run: Run, closed: Mapping[Slot, Run]) -> Iterable[Beside]:
     """The units outside all sums, of the periods that the run bills."""
     periods = {period.slot: period for period in terms.periods}
     for (slot, (model, unit)), found in usage.measured.items():
@@ -272,10 +254,12 @@ def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
         charge = next((charge for charge in charges if charge.meter == (model, unit)), None)
         if (charge.interval if charge else plan.interval) != period.interval:
             continue
-        due = charge is not None and _due(charge, plan, period, run)
-        unpriced = 0 if charge else found.units
-        beside = unpriced or found.unsettled or found.quarantined or found.dismissed or found.repeated
-        if beside and (due or closes_at(plan, period) <= run.cut_off):
+        is_closed = period.slot in closed
+        due = charge is not None and _due(charge, plan, period, run, closed=is_closed)
+        unpriced = 0 if charge else found.units + found.late
+        waived = _waived(found, _rating(charge, period, plan, run)) if charge else 0
+        beside = unpriced or waived or found.unsettled or found.quarantined or found.dismissed or found.repeated
+        if beside and (due or is_closed):
             yield Beside(
                 license_id=terms.license_id,
                 start_at=period.start_at,
@@ -287,4 +271,5 @@ def _beside(terms: Terms, usage: Usage, run: Run) -> Iterable[Beside]:
                 quarantined=found.quarantined,
                 dismissed=found.dismissed,
                 repeated=found.repeated,
+                waived=waived,
             )

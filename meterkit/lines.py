@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from meterkit.attribution import Cited
+from meterkit.attribution import Carried, Cited
 from meterkit.taxes import Tax
 
 _Value = TypeVar("_Value")
@@ -51,6 +51,7 @@ class Line:
     billed_before_minor: int
     late: bool
     cited: tuple[Cited, ...]
+    carried: tuple[Carried, ...] = ()
     tax: Tax | None = None
     lowers: str | None = None  # the document with the line above zero that this one below zero lowers
 
@@ -79,6 +80,7 @@ class Line:
             "amount_minor": self.amount_minor,
             "late": self.late,
             "records": [cited.to_claims() for cited in self.cited],
+            **({"carried": [each.to_claims() for each in self.carried]} if self.carried else {}),
             **({} if self.tax is None else {"tax": self.tax.to_claims()}),
             **({} if self.lowers is None else {"lowers": self.lowers}),
         }
@@ -98,9 +100,10 @@ class Beside:
     quarantined: int
     dismissed: int = 0
     repeated: int = 0
+    waived: int = 0
 
     def to_claims(self) -> dict[str, Any]:
-        """Write the units as documents carry them; dismissed and repeated ones only where there are any."""
+        """Write the units as documents carry them; some only where there are any."""
         return {
             "license": self.license_id,
             "service_start_at": self.start_at,
@@ -112,6 +115,7 @@ class Beside:
             "quarantined": self.quarantined,
             **({"dismissed": self.dismissed} if self.dismissed else {}),
             **({"repeated": self.repeated} if self.repeated else {}),
+            **({"waived": self.waived} if self.waived else {}),
         }
 
 

@@ -258,9 +258,7 @@ def _check_commitment(commitment: Commitment, by_id: dict[str, Charge], where: s
 
 
 def unsupported(plan: Plan) -> str | None:
-    """Name what this version does not bill yet, or None: late usage but `true_up`, closes but `grace`."""
-    if plan.late.policy != "true_up":
-        return f"late.policy {plan.late.policy}"
-    if plan.close.policy != "grace":
+    """Name what this version does not bill yet, or None: periods that close with estimates."""
+    if plan.close.policy == "estimate":
         return f"close.policy {plan.close.policy}"
     return None

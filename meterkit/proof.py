@@ -30,6 +30,7 @@ from meterkit.evidence import (
     listing,
 )
 from meterkit.keys import KEYRING, Keyring, KeyringKey, Trust, VerifyKey, roots_fingerprint
+from meterkit.lateness import Declared, Reporting
 from meterkit.positions import Position
 from meterkit.receipts import Receipt
 from meterkit.repeats import Dismissal, Name
@@ -85,6 +86,7 @@ class Proven:
     released: dict[str, dict[Name, int]]
     dismissed: dict[str, dict[Name, int]]
     repeated: dict[str, dict[Name, int]]  # how many units of a record another branch told of before
+    declared: dict[str, tuple[Declared, ...]]
     tokens: tuple[Token, ...]
 
     def records(self, run: Run) -> list[Record]:
@@ -98,6 +100,21 @@ class Proven:
             repeated = {name: units for name, units in told.items() if name not in released}
             found += replay.records(run.acceptance_max, aside, dismissed, repeated)
         return found
+
+    def fleet(self, license_id: str) -> list[Reporting]:
+        """The devices of a license as coverage sees them."""
+        own: dict[str, list[TokenSpan]] = {}
+        for span in self.spans():
+            if span.license_id == license_id:
+                own.setdefault(span.device, []).append(span)
+        return [
+            Reporting(
+                tokens=tuple(tokens),
+                reports=tuple(self.replays[device].reports) if device in self.replays else (),
+                declared=self.declared.get(device, ()),
+            )
+            for device, tokens in own.items()
+        ]
 
     def spans(self) -> list[TokenSpan]:
         """When the tokens were issued and valid."""
@@ -157,6 +174,7 @@ def prove(bundle: Bundle, trusted: Collection[str] | None) -> Proven:
         dismissed=_dismissed(stated, replays),
         repeated=repeated,
         tokens=granted,
+        declared=_declared(decided.get("declared", [])),
     )
 
 
@@ -351,6 +369,17 @@ def _dismissed(stated: list[dict[str, Any]], replays: dict[str, Replay]) -> dict
         for name in own:
             held[name] = min(each["since_run"], held.get(name, each["since_run"]))
     return found
+
+
+def _declared(stated: list[dict[str, Any]]) -> dict[str, tuple[Declared, ...]]:
+    """What a person said of devices, in the order in which billing runs came to know it."""
+    found: dict[str, list[Declared]] = {}
+    for each in stated:
+        own = found.setdefault(each["device"], [])
+        if own and own[-1].since_run > each["since_run"]:
+            raise Differs(DECISIONS, f"{each['device']}: what was declared is not in its order")
+        own.append(Declared(state=each["state"], since_run=each["since_run"]))
+    return {device: tuple(own) for device, own in found.items()}
 
 
 def _own_records(dismissed: dict[str, Any], replay: Replay | None) -> frozenset[Name]:

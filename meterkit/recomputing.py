@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from meterkit import invoices
 from meterkit.accounts import Account, History
-from meterkit.attribution import Calendar, Record, Run, TokenSpan, Usage, gather
+from meterkit.attribution import Calendar, Record, Run, TokenSpan, gather
 from meterkit.documents import Bills, Settled, settle
-from meterkit.invoices import Terms
+from meterkit.lateness import closed_by, deadlines
 from meterkit.lines import Beside, Line, billed_before, of_license
 from meterkit.proof import Proven
+from meterkit.terms import Terms
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,33 +41,32 @@ class Recomputation:
     def _bill(self, billed: list[Line], runs: list[Run], currency: str) -> Bills:
         """Apply the one rule to every license, by the limits of the last of these runs."""
         run = runs[-1]
-        usage = self._usage(run)
+        records, spans = self._by_license(run)
         before, conceded = billed_before(billed), self.account.conceded(run)
         lines: list[Line] = []
         beside: list[Beside] = []
-        for each in self.terms:
+        for each in (terms.known_at(run) for terms in self.terms):
+            name = each.license_id
+            closed = closed_by(each, runs, self.proven.fleet(name))
+            calendar = Calendar(each.periods, each.ends_at)
             made = invoices.bill(
-                each.known_at(run),
-                usage[each.license_id],
-                of_license(before, each.license_id),
+                each,
+                gather(calendar, run, records.get(name, ()), spans.get(name, ()), deadlines(each, closed, run)),
+                of_license(before, name),
                 runs,
-                conceded=of_license(conceded, each.license_id),
+                closed=closed,
+                conceded=of_license(conceded, name),
                 disputed=self.account.disputed(run),
             )
             lines += (line for line in made.lines if line.currency == currency)
             beside += made.beside
         return Bills(lines=tuple(sorted(lines, key=lambda line: line.key)), beside=tuple(sorted(beside)))
 
-    def _usage(self, run: Run) -> dict[str, Usage]:
+    def _by_license(self, run: Run) -> tuple[dict[str, list[Record]], dict[str, list[TokenSpan]]]:
         records: dict[str, list[Record]] = {}
         for record in self.proven.records(run):
             records.setdefault(record.license_id, []).append(record)
-        tokens: dict[str, list[TokenSpan]] = {}
-        for token in self.proven.spans():
-            tokens.setdefault(token.license_id, []).append(token)
-        found = {}
-        for each in (terms.known_at(run) for terms in self.terms):
-            calendar = Calendar(each.periods, each.ends_at)
-            own, theirs = records.get(each.license_id, ()), tokens.get(each.license_id, ())
-            found[each.license_id] = gather(calendar, run, own, theirs)
-        return found
+        spans: dict[str, list[TokenSpan]] = {}
+        for span in self.proven.spans():
+            spans.setdefault(span.license_id, []).append(span)
+        return records, spans

@@ -40,6 +40,7 @@ class Replay:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        self.reports: list[tuple[int, int]] = []  # acceptance, and the instant through which it had reported then
         self._nodes: dict[Name, Node] = {}
         self._foundations: dict[Position, Receipt] = {}
         self._founded: dict[Position, Chain] = {}
@@ -84,6 +85,7 @@ class Replay:
             name = (batch.epoch, entry.hash)
             if name not in self._nodes:
                 self._nodes[name] = Node(entry=entry, chain=chain, acceptance=acceptance, received_at=received_at)
+        self.reports.append((acceptance, batch.through))
         if chain.position != batch.end:
             raise LedgerError("chain_broken", f"epoch {batch.epoch}: not the head that the batch names")
 
@@ -215,6 +217,7 @@ class Replay:
             quarantined=out[0],
             dismissed=out[1],
             repeated=out[2],
+            received_at=node.received_at,
         )
 
 

@@ -1,11 +1,12 @@
 """What a run bills a customer, as documents: computed, drafted, frozen."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import account_store, dispute_store, store, sums
+from licensing_server.billing import account_store, dispute_store, lateness, store, sums
 from licensing_server.billing import evidence as gathering
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.store import Invoice
@@ -14,11 +15,12 @@ from licensing_server.pages import Document
 from licensing_server.server import Server
 from meterkit import envelopes, evidence, invoices
 from meterkit.accounts import Account
-from meterkit.attribution import Run, Usage
+from meterkit.attribution import Run, Slot, Usage
 from meterkit.canonical import to_bytes
 from meterkit.documents import Bills, Settled, members, settle
-from meterkit.invoices import Terms
+from meterkit.lateness import closed_by, deadlines
 from meterkit.lines import Beside, Line, of_license
+from meterkit.terms import Terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +45,20 @@ def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Com
     lines: dict[str, list[Line]] = {}
     beside: list[Beside] = []
     for each in terms:
+        closed = closed_by(each, runs, lateness.fleet(connection, each, run))
         made = invoices.bill(
             each,
-            usage.get(each.license_id, Usage()),
+            _in_time(
+                connection,
+                each,
+                run,
+                usage.get(each.license_id, Usage()),
+                customer=customer.id,
+                closed=closed,
+            ),
             of_license(billed, each.license_id),
             runs,
+            closed=closed,
             conceded=of_license(conceded, each.license_id),
             disputed=disputed,
         )
@@ -60,6 +71,16 @@ def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Com
         bills = Bills(lines=tuple(own), beside=tuple(sorted(beside)))
         found.append(_settled(connection, customer, currency, bills, terms=terms, run=run))
     return found
+
+
+def _in_time(
+    connection: sa.Connection, terms: Terms, run: Run, usage: Usage, *, customer: str, closed: Mapping[Slot, Run]
+) -> Usage:
+    """The usage by the contract's own deadlines, where it has any."""
+    late = deadlines(terms, closed, run)
+    if not late:
+        return usage
+    return lateness.with_late(usage, lateness.measure(connection, customer, terms, run, late))
 
 
 def _settled(

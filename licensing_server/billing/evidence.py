@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from licensing_server.billing import store
 from licensing_server.billing.store import Invoice
 from licensing_server.catalog import store as catalog_store
+from licensing_server.devices import decision_store as device_decisions
 from licensing_server.devices.ledger_store import receipts
 from licensing_server.devices.store import devices
 from licensing_server.devices.token_store import tokens
@@ -18,8 +19,8 @@ from licensing_server.usage.store import usage_records
 from meterkit import evidence
 from meterkit.attribution import Run
 from meterkit.canonical import to_bytes
-from meterkit.invoices import Terms
 from meterkit.receipts import read_own
+from meterkit.terms import Terms
 
 Parts = dict[str, bytes]
 
@@ -46,6 +47,7 @@ def gather(server: Server, connection: sa.Connection, invoice: Invoice, run: Run
                 "quarantined": _quarantined(connection, named, run),
                 "released": _released(connection, named, run),
                 "dismissed": decision_store.dismissals(connection, named, run.number),
+                "declared": device_decisions.read_declarations(connection, named, run.number),
             }
         ),
     }

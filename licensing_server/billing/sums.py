@@ -14,10 +14,10 @@ from licensing_server.licenses.periods import license_periods
 from licensing_server.licenses.store import licenses
 from licensing_server.usage.store import HALF, batches, standing, usage_records
 from meterkit.attribution import Calendar, Cited, Measured, Record, Run, Slot, Usage, gather
-from meterkit.invoices import Terms
 from meterkit.licenses import Meter
 from meterkit.limits import INTEGER_MAX
 from meterkit.plans import Recurring
+from meterkit.terms import Terms
 
 
 def read(connection: sa.Connection, customer: str, run: Run, terms: Iterable[Terms]) -> dict[str, Usage]:
@@ -76,7 +76,7 @@ def _begun(run: Run) -> sa.ColumnElement[bool]:
     return sa.and_(table.start_at <= run.cut_off, table.since_run <= run.number)
 
 
-def _known(customer: str, run: Run) -> sa.CTE:
+def known_records(customer: str, run: Run) -> sa.CTE:
     """The records that a run may know, each with the start of the period of every interval that holds it.
 
     Periods follow each other without gap from a license's first to the cut-off or the license's end, so that is
@@ -109,7 +109,7 @@ def _known(customer: str, run: Run) -> sa.CTE:
 
 
 def _measured(connection: sa.Connection, customer: str, run: Run) -> dict[str, dict[tuple[Slot, Meter], Measured]]:
-    known = _known(customer, run).c
+    known = known_records(customer, run).c
     held, both = standing(known, run.number), known.units + known.unsettled
     group = (known.license, known.interval, known.start_at, known.model, known.unit, known.device, known.epoch)
     sums = sa.select(
@@ -123,7 +123,7 @@ def _measured(connection: sa.Connection, customer: str, run: Run) -> dict[str, d
         sa.func.min(sa.case((held.counted, known.seq))).label("first"),
         sa.func.max(sa.case((held.counted, known.seq))).label("last"),
     ).group_by(*group)
-    tips = _tips(connection, customer, run)
+    tips = tips_of(connection, customer, run)
     found: dict[str, dict[tuple[Slot, Meter], _Sum]] = {}
     for row in connection.execute(sums):
         name = ((row.interval, row.start_at), (row.model, row.unit))
@@ -167,7 +167,7 @@ def _devices_of(customer: str) -> sa.Select[tuple[str]]:
     return given.where(licenses.c.customer == customer)
 
 
-def _tips(connection: sa.Connection, customer: str, run: Run) -> dict[tuple[str, str], str]:
+def tips_of(connection: sa.Connection, customer: str, run: Run) -> dict[tuple[str, str], str]:
     """How far each ledger of a customer was accepted at the run: the head that its records are cited by."""
     batch = batches.c
     known = sa.and_(batch.acceptance <= run.acceptance_max, batch.device.in_(_devices_of(customer)))
@@ -198,7 +198,7 @@ def forked(connection: sa.Connection, customer: str) -> list[str]:
 
 def _active_devices(connection: sa.Connection, customer: str, run: Run) -> dict[str, dict[Slot, int]]:
     """How many devices were active in each period: a record of them starts in it, or a token was."""
-    known, token, period = _known(customer, run).c, tokens.c, license_periods.c
+    known, token, period = known_records(customer, run).c, tokens.c, license_periods.c
     by_record = sa.select(known.license, known.interval, known.start_at, known.device).where(
         standing(known, run.number).counted
     )

@@ -13,8 +13,8 @@ from licensing_server.licenses.store import license_versions, licenses
 from meterkit import plans
 from meterkit.attribution import Period, Run
 from meterkit.errors import ServiceError
-from meterkit.invoices import Terms, Version
 from meterkit.plans import Plan
+from meterkit.terms import Terms, Version
 
 
 def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> list[Terms]:

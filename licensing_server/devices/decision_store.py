@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata, named
+from licensing_server.database import metadata, named, next_number, number_to_come
 
 # Exposure of one life of a ledger, of the tokens up to a serial, counted as 0 until that ledger is heard of again.
 write_offs = sa.Table(
@@ -26,6 +26,15 @@ write_offs = sa.Table(
 )
 _WRITTEN_OFF = sa.select(write_offs.c.device).where(
     write_offs.c.device.in_(named("devices")), write_offs.c.reversed_at.is_(None)
+)
+# What a person said of a device, or what its report said for it; billing runs from `since_run` on know it.
+declarations = sa.Table(
+    "declarations",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("device", sa.Text, sa.ForeignKey("devices.id"), nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False),  # active | retired | lost
+    sa.Column("since_run", sa.BigInteger, nullable=False),
 )
 replacements = sa.Table(
     "replacements",
@@ -71,6 +80,29 @@ def reverse_write_offs(connection: sa.Connection, device: str, epoch: str, *, ac
     """Undo what was written off of a ledger, as records of it have come after all."""
     values = {"reversed_at": now, "reversed_by": acceptance}
     connection.execute(sa.update(write_offs).where(_standing(device, epoch)).values(values))
+
+
+def insert_declaration(connection: sa.Connection, device: str, state: str) -> None:
+    """Note what was declared of a device; the next billing run knows it."""
+    row = {
+        "number": next_number(connection, "declaration"),
+        "device": device,
+        "state": state,
+        "since_run": number_to_come(connection, "billing_run"),
+    }
+    connection.execute(sa.insert(declarations), [row])
+
+
+def read_declarations(
+    connection: sa.Connection, device_ids: Collection[str], upto_run: int
+) -> list[dict[str, Any]]:
+    """What was declared of some devices, as a billing run knows it, in the order in which it was."""
+    table = declarations.c
+    chosen = sa.select(table.device, table.state, table.since_run).where(
+        table.device.in_(list(device_ids)), table.since_run <= upto_run
+    )
+    rows = connection.execute(chosen.order_by(table.device, table.number))
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001  SQLAlchemy's public name
 
 
 def page_write_offs(connection: sa.Connection, device: str, asked: pages.Page) -> pages.Document:

@@ -97,6 +97,7 @@ def declare(server: Server, device_id: str, *, state: str, why: str, who: str, o
             own = [_exposed(connection, device_id, epoch) for epoch in epochs]
             made = [_write_off(server, connection, device, each, why=why, who=who) for each in own if each]
         devices.save(connection, replace(device, state=state))
+        decision_store.insert_declaration(connection, device_id, state)
         body = {"from": device.state, "why": why, "write_offs": [each["id"] for each in made]}
         audit_log.append(server, connection, who=who, action=f"device.{state}", subject=device_id, body=body)
         return devices.find(connection, device_id).to_document()
@@ -145,6 +146,7 @@ def replace_device(server: Server, device_id: str, *, why: str, who: str, once: 
         }
         decision_store.insert_replacement(connection, row)
         devices.save(connection, replace(device, state="replaced"))
+        decision_store.insert_declaration(connection, device_id, "retired")
         devices.publish_revocation(server, connection, "device", device_id, now)
         audit_log.append(server, connection, who=who, action="device.replace", subject=device_id, body=row)
         return {**row, "code": code}

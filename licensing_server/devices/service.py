@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 
 from licensing_server.audit_log import service as audit_log
 from licensing_server.database import Connection, read, write
-from licensing_server.devices import issue, ledger_store, replies, revocation_store, store, token_store
+from licensing_server.devices import (
+    decision_store,
+    issue,
+    ledger_store,
+    replies,
+    revocation_store,
+    store,
+    token_store,
+)
 from licensing_server.devices.store import Device
 from licensing_server.licenses import service as licenses
 from licensing_server.licenses import store as license_store
@@ -153,6 +161,7 @@ def back(device: Device) -> Device:
 def log_back(server: Server, connection: Connection, before: Device, device: Device) -> None:
     """Log that a lost device came back, if one did."""
     if before.state == "lost" and device.state == "active":
+        decision_store.insert_declaration(connection, device.id, device.state)
         who, body = audit_log.SERVER, {"from": before.state}
         audit_log.append(server, connection, who=who, action="device.active", subject=device.id, body=body)
 

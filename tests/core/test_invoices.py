@@ -10,6 +10,7 @@ from billing_terms import DAY, amounts, bill, per_unit, record, run, terms
 from meterkit import invoices
 from meterkit.attribution import Period, TokenSpan, Usage
 from meterkit.lines import billed_before
+from meterkit.terms import Version
 
 
 def test_thirds_of_a_cent_come_out_even():
@@ -227,7 +228,7 @@ def test_a_new_version_prices_its_own_pieces():
         for a, b in ((0, edge), (edge, end))
     ]
     first = terms(old, periods=pieces)
-    second = invoices.Version(plan_id=bt.PLAN, number=2, starts_at=edge, plan=terms(new).versions[0].plan)
+    second = Version(plan_id=bt.PLAN, number=2, starts_at=edge, plan=terms(new).versions[0].plan)
     given = dataclasses.replace(first, versions=(*first.versions, second))
     records = [record(4, day=9, seq=1), record(4, day=10, seq=2)]
     (made,) = bill(given, records, [run(30)])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from meterkit import pricing
 from meterkit.attribution import Calendar, Measured, Record, Run, TokenSpan, gather
-from meterkit.invoices import Terms
 from meterkit.lines import Key, Line
+from meterkit.terms import Terms
 
 END = 90
 LAST = Run(number=99, cut_off=END * DAY, acceptance_max=10**6)

@@ -292,8 +292,8 @@ def test_each_currency_has_its_own_invoice(biller):
 
 
 def test_a_plan_that_is_not_billed_yet_is_refused(biller):
-    body = {**biller.plan_body(biller.calls("1")), "late": {"policy": "waive", "days": 30}}
-    assert refused(catalog.create_plan, biller.server, name="waiving", body=body) == "feature_unsupported"
+    body = {**biller.plan_body(biller.calls("1")), "close": {"policy": "estimate", "percent": 90, "days": 30}}
+    assert refused(catalog.create_plan, biller.server, name="estimating", body=body) == "feature_unsupported"
 
 
 def test_days_are_the_customer_s_days(biller):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = 86_400
+PLAIN_CLOSE = '"v":1'
+SPOILED_CLOSE = '"v":1,"close":{"days":1,"percent":50,"policy":"estimate"}'
 
 
 def at(text: str, zone: ZoneInfo = BERLIN) -> int:
@@ -85,14 +87,14 @@ class Biller(Fleet):
     def spoil_plan(self, customer: str | None = None) -> None:
         """Let a customer's plan ask for what is not billed yet, as another version of the server may allow."""
         held = sa.select(licenses.c.plan).where(licenses.c.customer == (customer or self.customer))
-        waive = sa.func.replace(plan_versions.c.body, '"v":1', '"late":{"days":1,"policy":"waive"},"v":1')
+        spoiled = sa.func.replace(plan_versions.c.body, PLAIN_CLOSE, SPOILED_CLOSE)
         with write(self.server) as connection:
             this = plan_versions.c.plan.in_(held)
-            connection.execute(sa.update(plan_versions).where(this).values(body=waive))
+            connection.execute(sa.update(plan_versions).where(this).values(body=spoiled))
 
     def mend_plans(self) -> None:
         """Undo it."""
-        plain = sa.func.replace(plan_versions.c.body, '"late":{"days":1,"policy":"waive"},', "")
+        plain = sa.func.replace(plan_versions.c.body, SPOILED_CLOSE, PLAIN_CLOSE)
         with write(self.server) as connection:
             connection.execute(sa.update(plan_versions).values(body=plain))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from meterkit import invoices, plans
 from meterkit.attribution import Calendar, Period, Record, Run, TokenSpan, gather
-from meterkit.invoices import Terms, Version
 from meterkit.licenses import Meter
 from meterkit.lines import Bill, Key, Line, billed_before
+from meterkit.terms import Terms, Version
 
 DAY = 86_400
 LICENSE = "lic_" + "a" * 26

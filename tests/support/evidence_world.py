@@ -14,13 +14,14 @@ from meterkit.canonical import from_base64url, from_bytes, to_bytes
 from meterkit.documents import CREDIT_NOTE, Bills, Settled, members, settle
 from meterkit.evidence import Bundle
 from meterkit.exchange import Batch, Has
-from meterkit.invoices import Terms, Version, bill
+from meterkit.invoices import bill
 from meterkit.keys import device_id
 from meterkit.ledger import Chain
 from meterkit.lines import billed_before
 from meterkit.positions import Position
 from meterkit.receipts import Receipt
 from meterkit.replay import Replay
+from meterkit.terms import Terms, Version
 from meterkit.tokens import Token
 
 START = world.NOW - 60 * bt.DAY  # the license's first midnight

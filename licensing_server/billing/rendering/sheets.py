@@ -13,7 +13,7 @@ BANNERS = {
     "void": "VOID — taken back: nothing is owed by it",
 }
 _TITLES = {"invoice": "Invoice", "credit_note": "Credit note"}
-_BESIDE = ("unpriced", "unsettled", "quarantined", "dismissed", "repeated")
+_BESIDE = ("unpriced", "unsettled", "quarantined", "dismissed", "repeated", "waived")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +96,8 @@ def _line(line: Document, currency: str) -> Row:
 def _details(line: Document, currency: str) -> Iterator[str]:
     if line["kind"] == "estimated":
         yield "ESTIMATED"
+    for each in line.get("carried", ()):
+        yield f"{each['quantity']} used in {period(each['service_start_at'], each['service_end_at'])}"
     if "lowers" in line:
         yield f"lowers {line['lowers']}"
     if line["late"]:

@@ -1,0 +1,34 @@
+"""What was declared of devices, as billing runs know it: who should have reported says when a period closes.
+
+Revision ID: 0011
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0008"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the table. Devices that are retired, lost or replaced are known as such by every run."""
+    op.create_table(
+        "declarations",
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("since_run", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["device"], ["devices.id"]),
+        sa.PrimaryKeyConstraint("number"),
+    )
+    op.create_index(op.f("ix_declarations_device"), "declarations", ["device"], unique=False)
+    gone = "FROM devices WHERE state IN ('retired', 'lost', 'replaced')"
+    order = "(SELECT count(*) FROM devices AS before WHERE before.id <= devices.id"
+    order += " AND before.state IN ('retired', 'lost', 'replaced'))"
+    named = "CASE state WHEN 'lost' THEN 'lost' ELSE 'retired' END"
+    op.execute(
+        f"INSERT INTO declarations (number, device, state, since_run) SELECT {order}, id, {named}, 1 {gone}"
+    )
+    op.execute(f"INSERT INTO counters (name, value) SELECT 'declaration', count(*) {gone}")

@@ -1,0 +1,50 @@
+"""What a license is billed by: its timeline of versions, its periods, its end (BILLING §2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from meterkit.attribution import Period, Run
+from meterkit.plans import Plan
+
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version of a plan, and the instant from which the license holds it.
+
+    `since_run` is the first billing run that knew of it: recomputed, an earlier one does not.
+    """
+
+    plan_id: str
+    number: int
+    starts_at: int
+    plan: Plan
+    since_run: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a license is billed by: its timeline of versions, its periods, its end."""
+
+    license_id: str
+    ends_at: int | None
+    versions: tuple[Version, ...]
+    periods: tuple[Period, ...]
+
+    def known_at(self, run: Run) -> Terms:
+        """The same terms with only the versions known at a run, and the periods known that had begun."""
+        versions = (version for version in self.versions if version.since_run <= run.number)
+        periods = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
+        return replace(self, versions=tuple(versions), periods=tuple(periods))
+
+    def version_at(self, at: int) -> Version:
+        """The version that counts at an instant; before the first one, the first."""
+        ordered = sorted(self.versions, key=lambda version: version.starts_at)
+        return next((each for each in reversed(ordered) if each.starts_at <= at), ordered[0])
+
+
+def closes_at(plan: Plan, period: Period) -> int:
+    """The instant from which a period's usage is late: so many days after its end as the contract says."""
+    return period.end_at + plan.close.days * _DAY_S
