@@ -64,7 +64,8 @@ class Compared:
 class AuditResult:
     """What an audit found. `findings` is empty where every number is what the evidence proves.
 
-    `fingerprint` names the vendor's roots; unless `pinned`, nothing here proves whose they are.
+    `fingerprint` names the vendor's roots; unless `pinned`, nothing here proves whose they are. `work` is what was
+    worked out anew, where the audit came so far.
     """
 
     number: str
@@ -74,6 +75,7 @@ class AuditResult:
     lines: tuple[Compared, ...]
     findings: tuple[Finding, ...]
     unproven: tuple[str, ...]
+    work: Recomputation | None = None
 
     @property
     def holds(self) -> bool:
@@ -141,6 +143,7 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
         lines=tuple(compared),
         findings=tuple(findings),
         unproven=unproven,
+        work=again,
     )
 
 

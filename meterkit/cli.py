@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from meterkit import audit as auditing
-from meterkit import evidence, inspection, limits, terminal
+from meterkit import evidence, explaining, inspection, limits, terminal
 from meterkit.audit import AuditResult
 from meterkit.errors import InputError, ServiceError, refusal
 from meterkit.inspection import Found, Known
@@ -93,6 +93,21 @@ def audit(*, path: Path, pins: tuple[str, ...], as_json: bool) -> None:
     bundle = evidence.read_zip(_read(path, limits.EVIDENCE_BYTES_MAX))
     result = auditing.recompute(bundle, set(pins) if pins else None)
     terminal.show(_audit_claims(result), as_json=as_json, lines=lambda: _audit_lines(result))
+    if not result.holds:
+        first = result.findings[0]
+        raise ServiceError("audit_differs", f"{first.place}: {first.what}")
+
+
+@meterkit.command()
+@click.argument("path", type=_FILE)
+@click.option("--line", "place", type=int, required=True, help="Which line, counted from 1.")
+@click.option("--root", "pins", multiple=True, help="The vendor's root fingerprint.")
+def explain(*, path: Path, place: int, pins: tuple[str, ...]) -> None:
+    """Say how a line of an invoice comes about, from its EVIDENCE: records, price, what was billed before."""
+    bundle = evidence.read_zip(_read(path, limits.EVIDENCE_BYTES_MAX))
+    result = auditing.recompute(bundle, set(pins) if pins else None)
+    for line in explaining.explain(result, place) if result.work else ():
+        click.echo(line)
     if not result.holds:
         first = result.findings[0]
         raise ServiceError("audit_differs", f"{first.place}: {first.what}")

@@ -23,6 +23,7 @@ class Recomputation:
     proven: Proven
     account: Account
     done: list[tuple[str, Settled]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)  # up to that of the last document
 
     def document(self, number: str, runs: list[Run], currency: str) -> Settled:
         """Work out the document of the last of these runs."""
@@ -36,6 +37,7 @@ class Recomputation:
                 billed += settled.lines
         made = settle(self._bill(billed, runs, currency), run=run, account=self.account, history=history)
         self.done.append((number, made))
+        self.runs = runs
         return made
 
     def _bill(self, billed: list[Line], runs: list[Run], currency: str) -> Bills:

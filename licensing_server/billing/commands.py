@@ -105,6 +105,16 @@ def evidence(sh: shell.Shell, invoice_id: str, out: Path | None) -> None:
     sh.show({"number": number, "file": str(path), "bytes": len(data)})
 
 
+@invoice.command()
+@click.argument("invoice_id")
+@click.option("--line", type=int, required=True, help="Which line, counted from 1.")
+@shell.pass_shell
+def explain(sh: shell.Shell, invoice_id: str, line: int) -> None:
+    """Say in words how a line comes about, back to the records that devices signed."""
+    for text in service.explain(sh.server(), invoice_id, line):
+        click.echo(text)
+
+
 _OUTPUT = click.option(
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -18,6 +18,8 @@ from licensing_server.database import Connection, next_number, read, write
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
+from meterkit import audit, explaining
+from meterkit import evidence as evidence_files
 from meterkit.canonical import sha256_hex
 from meterkit.documents import CREDIT_NOTE, INVOICE
 from meterkit.errors import InputError, MeterkitError, ServiceError
@@ -231,6 +233,17 @@ def show_evidence(server: Server, invoice_id: str) -> tuple[str, bytes]:
     if evidence is None or invoice.number is None:
         raise ServiceError("state_conflict", "a draft has no evidence; finalize it first")
     return invoice.number, evidence
+
+
+def explain(server: Server, invoice_id: str, place: int) -> list[str]:
+    """Say in words how a line of a finalized invoice comes about, from the evidence that was frozen with it.
+
+    Raises:
+        InputError: `malformed_members` for no such line.
+        ServiceError: `not_found`; `state_conflict` for a draft, which has no evidence yet.
+    """
+    _, data = show_evidence(server, invoice_id)
+    return explaining.explain(audit.recompute(evidence_files.read_zip(data)), place)
 
 
 def page(server: Server, asked: Page, customer: str | None = None, *, kind: str | None = None) -> Document:

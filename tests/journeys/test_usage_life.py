@@ -47,6 +47,12 @@ def test_usage_over_http_is_counted_receipted_invoiced_and_audited(server, devic
     status, result = audit(evidence, "--root", server.fingerprint)
     assert (status, result["holds"], result["pinned"]) == (0, True, True)
     assert audit(evidence, "--root", "0" * 64)[0] == 1
+    place = 1 + [line["charge"] for line in document["lines"]].index("calls")
+    told = subprocess.run(
+        [BIN / "meterkit", "explain", evidence, "--line", str(place)], capture_output=True, text=True, check=True
+    )
+    assert f"This line bills {GRADUATED[150]} EUR" in told.stdout
+    assert "whose head is" in told.stdout
 
 
 def totals(receipt: bytes) -> dict:

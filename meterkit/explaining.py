@@ -1,0 +1,136 @@
+"""One line of an invoice in words: from its amount back to the records that devices signed (BILLING §6)."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from fractions import Fraction
+
+from meterkit import money
+from meterkit.attribution import Calendar, Period, Record, Run
+from meterkit.audit import AuditResult
+from meterkit.errors import InputError
+from meterkit.lines import Line
+from meterkit.plans import Charge, Commitment, Recurring, UsageCharge
+from meterkit.pricing.steps import exact, steps
+from meterkit.recomputing import Recomputation
+from meterkit.terms import Terms
+
+
+def explain(result: AuditResult, place: int) -> list[str]:
+    """Explain one line of an audited document, counted from 1, as the evidence gives it.
+
+    What it says is what was recomputed, not what the document states: where these differ, the audit says so.
+
+    Raises:
+        InputError: `malformed_members` for a line that the document does not have.
+    """
+    work = result.work
+    lines = work.done[-1][1].lines if work else ()
+    if work is None or not 1 <= place <= len(lines):
+        raise InputError("malformed_members", f"line: the document has {len(lines)}")
+    return list(_explained(work, lines[place - 1], f"Line {place} of {result.number}"))
+
+
+def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
+    key = line.key
+    terms = next(each for each in work.terms if each.license_id == key.license_id)
+    run = work.runs[-1]
+    yield f"{title}: {line.description}"
+    yield f"for {_span(key.start_at, key.end_at)}, license {key.license_id}"
+    yield f"by version {key.version} of plan {key.plan_id}"
+    charge = _charge(terms, line)
+    if key.kind == "concession":
+        yield f"{_money(-line.owed_minor, line)} were let off by decision, whatever was used."
+    elif isinstance(charge, UsageCharge):
+        yield from _counted(work, terms, charge, line, run)
+        yield from _priced(charge, line, run)
+    elif isinstance(charge, Recurring):
+        yield f"{line.quantity} {'active devices' if charge.per == 'device' else 'license'}"
+        yield from _priced(charge, line, run)
+    elif isinstance(charge, Commitment):
+        least = exact(charge.amount * line.share)
+        yield f"{', '.join(charge.over)} must come to {least} {line.currency}"
+        yield f"{_money(line.owed_minor, line)} is missing."
+    yield from _billed(line)
+
+
+def _charge(terms: Terms, line: Line) -> Charge | None:
+    key = line.key
+    plan = next(each.plan for each in terms.versions if (each.plan_id, each.number) == (key.plan_id, key.version))
+    return next((charge for charge in plan.charges if charge.id == key.charge), None)
+
+
+def _counted(work: Recomputation, terms: Terms, charge: UsageCharge, line: Line, run: Run) -> Iterator[str]:
+    """Device by device, what its cited records count."""
+    known = terms.known_at(run)
+    calendar = Calendar([each for each in known.periods if each.interval == charge.interval], known.ends_at)
+    yield f"{line.quantity} units of {charge.meter[0]}, per {charge.meter[1]}:"
+    for carried in line.carried:
+        used = _span(carried.start_at, carried.end_at)
+        yield f"  {carried.units} of them were used in {used}, and reported after it was closed"
+    own: dict[tuple[str, str, str], list[Record]] = {}
+    for record in work.proven.records(run):
+        if _is_cited(record, charge, line, calendar):
+            own.setdefault((record.device, record.epoch, record.branch), []).append(record)
+    for (device, epoch, head), records in sorted(own.items()):
+        units = sum(record.units - record.repeated for record in records)
+        first, last = min(each.seq for each in records), max(each.seq for each in records)
+        began, ended = (_instant(at(each.service_at for each in records)) for at in (min, max))
+        yield f"  {units} by {device}, in {len(records)} records from {began} to {ended}"
+        yield f"    numbers {first} to {last} of ledger {epoch}, whose head is {head}"
+
+
+def _is_cited(record: Record, charge: UsageCharge, line: Line, calendar: Calendar) -> bool:
+    if record.license_id != line.key.license_id or record.meter != charge.meter:
+        return False
+    if record.quarantined or record.dismissed:
+        return False
+    inside = any(
+        each.device == record.device and each.head == record.branch and each.first <= record.seq <= each.last
+        for each in line.cited
+    )
+    return inside and any(_is_of(period, line) for period in calendar.holding(record.service_at))
+
+
+def _is_of(period: Period, line: Line) -> bool:
+    own = period.start_at == line.key.start_at
+    return own or any(period.start_at == carried.start_at for carried in line.carried)
+
+
+def _priced(charge: UsageCharge | Recurring, line: Line, run: Run) -> Iterator[str]:
+    scaled = isinstance(charge, UsageCharge)
+    share = line.share if scaled else Fraction(1)
+    minimum = not scaled or line.key.end_at <= run.cut_off
+    found = steps(charge.price, line.quantity, share, minimum=minimum)
+    for step in found:
+        yield f"  {step.text}: {exact(step.amount)}"
+    total = sum((step.amount for step in found), Fraction(0))
+    if not scaled and line.share != 1:
+        total *= line.share
+        yield f"  × {line.share.numerator}/{line.share.denominator} of the period: {exact(total)}"
+    yield f"That is {exact(total)} {line.currency}, rounded {_money(line.owed_minor, line)}."
+
+
+def _billed(line: Line) -> Iterator[str]:
+    if line.billed_before_minor or line.quantity_before:
+        before = _money(line.billed_before_minor, line)
+        yield f"Billed before: {before}, for {line.quantity_before} units."
+    if line.late:
+        yield "This line corrects a period that was billed already."
+    if line.lowers is not None:
+        yield f"It lowers {line.lowers}."
+    on_top = f", and {line.tax.name} of {line.tax.percent} % on top" if line.tax else ""
+    yield f"This line bills {_money(line.amount_minor, line)}{on_top}."
+
+
+def _money(minor: int, line: Line) -> str:
+    return f"{money.to_text(minor, line.currency)} {line.currency}"
+
+
+def _instant(at: int) -> str:
+    return dt.datetime.fromtimestamp(at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _span(start_at: int, end_at: int) -> str:
+    return f"{_instant(start_at)} – {_instant(end_at)} UTC"
