@@ -7,12 +7,14 @@
 #   make runtimes runs the session tests on the oldest and the newest ONNX Runtime
 #   make torture kills device processes 1,000 times, plays 2,000 lives of a device, and takes its power 12,000 times
 #   make simulate SEEDS=1000..2000 plays fleets of devices against the server, one from each seed
+#   make year SEED=1 plays a year of billing in which everything goes wrong, and audits every document offline
 PYTHON ?= python3
 SEEDS ?= 0..1000
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo incidents test bench runtimes torture simulate lint format clean
+.PHONY: demo incidents test bench runtimes torture simulate year lint format clean
 .DEFAULT_GOAL := test
 
 $(VENV)/demo.ready: pyproject.toml
@@ -47,6 +49,9 @@ torture: $(VENV)/test.ready
 
 simulate: $(VENV)/test.ready
 	$(BIN)/python tests/simulator.py $(SEEDS)
+
+year: $(VENV)/test.ready
+	$(BIN)/python tests/year.py $(SEED)
 
 lint: $(VENV)/test.ready
 	$(BIN)/ruff check .

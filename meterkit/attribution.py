@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,8 @@ class Period:
     """One billing period of a license, as two UTC instants, half-open.
 
     `nth` counts whole periods from the license's first. A short period knows the whole one it is a piece of.
-    `since_run` is the first billing run that knew it: recomputed, an earlier one does not.
+    `since_run` is the first billing run that knew it: recomputed, an earlier one does not. Where it was cut
+    shorter, runs before `cut_run` knew it to end at `end_before`.
     """
 
     interval: str
@@ -32,6 +33,14 @@ class Period:
     whole_start_at: int
     whole_end_at: int
     since_run: int = 0
+    cut_run: int = 0
+    end_before: int | None = None
+
+    def known_at(self, run: Run) -> Period:
+        """The period as a run knows it."""
+        if self.end_before is None or run.number >= self.cut_run:
+            return self
+        return replace(self, end_at=self.end_before, cut_run=0, end_before=None)
 
     @property
     def share(self) -> Fraction:

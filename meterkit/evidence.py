@@ -158,7 +158,7 @@ INVOICE_MEMBERS = shapes.Members(
     replaces=shapes.listed(NUMBER, limits.EVIDENCE_PARTS_MAX),
 )
 INVOICE_SHAPE = _with(_ADDED, INVOICE_MEMBERS)
-_PERIOD = shapes.Members(
+_PERIOD_MEMBERS = shapes.Members(
     interval=shapes.one_of("day", "week", "month", "year"),
     nth=shapes.integer(),
     start_at=shapes.TIME,
@@ -166,7 +166,10 @@ _PERIOD = shapes.Members(
     whole_start_at=shapes.TIME,
     whole_end_at=shapes.TIME,
     since_run=shapes.integer(),
+    cut_run=shapes.integer(),
+    end_before=shapes.optional(shapes.TIME),
 )
+_PERIOD = _with({"cut_run": 0, "end_before": None}, _PERIOD_MEMBERS)
 _VERSION = _with(
     {"since_run": 0},
     shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME, since_run=shapes.integer()),

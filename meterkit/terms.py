@@ -36,7 +36,8 @@ class Terms:
     def known_at(self, run: Run) -> Terms:
         """The same terms with only the versions known at a run, and the periods known that had begun."""
         versions = (version for version in self.versions if version.since_run <= run.number)
-        periods = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
+        begun = (p for p in self.periods if p.start_at <= run.cut_off and p.since_run <= run.number)
+        periods = (period.known_at(run) for period in begun)
         return replace(self, versions=tuple(versions), periods=tuple(periods))
 
     def version_at(self, at: int) -> Version:

@@ -17,7 +17,7 @@ from licensing_server.server import Server
 from licensing_server.usage import chains, decision_store
 from licensing_server.usage.store import usage_records
 from meterkit import evidence
-from meterkit.attribution import Run
+from meterkit.attribution import Period, Run
 from meterkit.canonical import to_bytes
 from meterkit.receipts import read_own
 from meterkit.terms import Terms
@@ -79,8 +79,17 @@ def _license(connection: sa.Connection, terms: Terms) -> dict[str, Any]:
             }
             for each in terms.versions
         ],
-        "periods": [{name: getattr(period, name) for name in names} for period in terms.periods],
+        "periods": [
+            {**{name: getattr(period, name) for name in names}, **_cut(period)} for period in terms.periods
+        ],
     }
+
+
+def _cut(period: Period) -> dict[str, Any]:
+    """How a period that was cut shorter ended before, for those that were."""
+    if period.end_before is None:
+        return {}
+    return {"cut_run": period.cut_run, "end_before": period.end_before}
 
 
 def _plans(connection: sa.Connection, terms: list[Terms]) -> Parts:

@@ -27,7 +27,7 @@ def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> 
     """
     found = Licenses(connection, customer)
     periods.open_until(connection, found.schedules(zone), run.cut_off, since_run=run.number)
-    _shorten(connection, found)
+    _shorten(connection, found, run)
     stored = periods.read(connection, found.ids)
     return [
         Terms(
@@ -108,10 +108,12 @@ def to_core(stored: Iterable[tuple[str, Bounds]]) -> Iterable[Period]:
             whole_start_at=bounds.whole_start_at,
             whole_end_at=bounds.whole_end_at,
             since_run=bounds.since_run,
+            cut_run=bounds.cut_run,
+            end_before=bounds.end_before,
         )
 
 
-def _shorten(connection: sa.Connection, found: Licenses) -> None:
+def _shorten(connection: sa.Connection, found: Licenses, run: Run) -> None:
     """End the period in which a license ends, and remove later ones; bounds once billed stay (BILLING §2)."""
     ending = {license_id: row.ends_at for license_id, row in found.rows.items() if row.ends_at is not None}
     for license_id, stored in periods.read(connection, ending).items():
@@ -119,4 +121,4 @@ def _shorten(connection: sa.Connection, found: Licenses) -> None:
             ends_at = ending[license_id]
             ended = bounds.start_at < ends_at < bounds.end_at or ends_at < bounds.start_at
             if ended and not store.is_billed(connection, license_id, bounds.start_at, bounds.end_at):
-                periods.shorten(connection, license_id, interval, bounds.start_at, ends_at)
+                periods.shorten(connection, license_id, interval, bounds, ends_at, since_run=run.number)

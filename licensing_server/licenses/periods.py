@@ -30,6 +30,8 @@ license_periods = sa.Table(
     sa.Column("whole_start_at", sa.BigInteger, nullable=False),
     sa.Column("whole_end_at", sa.BigInteger, nullable=False),
     sa.Column("since_run", sa.BigInteger, nullable=False),  # the first billing run that knew it
+    sa.Column("cut_run", sa.BigInteger, nullable=False, server_default="0"),  # the first that knew this end
+    sa.Column("end_before", sa.BigInteger),
 )
 
 
@@ -37,7 +39,7 @@ license_periods = sa.Table(
 class Bounds:
     """One period, `nth` from the anchor. Where it is a short one, it is a piece of a whole one.
 
-    `since_run` is the first billing run that knows it.
+    `since_run` is the first billing run that knows it; those before `cut_run` knew it to end at `end_before`.
     """
 
     nth: int
@@ -46,6 +48,8 @@ class Bounds:
     whole_start_at: int
     whole_end_at: int
     since_run: int = 0
+    cut_run: int = 0
+    end_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +204,7 @@ def to_row(license_id: str, interval: str, bounds: Bounds, since_run: int) -> di
 def from_row(row: sa.Row[tuple[object, ...]]) -> tuple[str, str, Bounds]:
     """Read a stored period: its license, its interval, its bounds."""
     stored = row._mapping  # noqa: SLF001  SQLAlchemy's public name for it
-    names = ("nth", "start_at", "end_at", "whole_start_at", "whole_end_at", "since_run")
+    names = ("nth", "start_at", "end_at", "whole_start_at", "whole_end_at", "since_run", "cut_run", "end_before")
     return stored["license"], stored["interval"], Bounds(**{name: stored[name] for name in names})
 
 
@@ -252,17 +256,20 @@ def read(connection: sa.Connection, license_ids: Iterable[str]) -> dict[str, lis
     return found
 
 
-def shorten(connection: sa.Connection, license_id: str, interval: str, start_at: int, end_at: int) -> None:
-    """End a stored period earlier; where nothing is left of it, remove it.
+def shorten(
+    connection: sa.Connection, license_id: str, interval: str, bounds: Bounds, end_at: int, *, since_run: int
+) -> None:
+    """End a stored period earlier, as billing runs from one on know it; where nothing is left of it, remove it.
 
     Whether the period has been billed, and so must stay, is the caller's question. It does not commit.
     """
     table = license_periods.c
-    this = sa.and_(table.license == license_id, table.interval == interval, table.start_at == start_at)
-    if end_at <= start_at:
+    this = sa.and_(table.license == license_id, table.interval == interval, table.start_at == bounds.start_at)
+    if end_at <= bounds.start_at:
         connection.execute(sa.delete(license_periods).where(this))
     else:
-        connection.execute(sa.update(license_periods).where(this).values(end_at=end_at))
+        values = {"end_at": end_at, "cut_run": since_run, "end_before": bounds.end_at}
+        connection.execute(sa.update(license_periods).where(this).values(values))
 
 
 def divide(
@@ -270,5 +277,5 @@ def divide(
 ) -> None:
     """Cut a stored period in two; the second piece is known from a billing run on. It does not commit."""
     _, rest = cut(bounds, at)
-    shorten(connection, license_id, interval, bounds.start_at, at)
+    shorten(connection, license_id, interval, bounds, at, since_run=since_run)
     connection.execute(sa.insert(license_periods), [to_row(license_id, interval, rest, since_run)])

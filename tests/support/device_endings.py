@@ -9,6 +9,7 @@ until Ctrl-C comes in the midst of one. It says on stdout, as one line of JSON, 
 
 import json
 import os
+import signal
 import sys
 import threading
 
@@ -86,6 +87,7 @@ def caller(running, way, into):
 
 def main() -> None:
     directory, issuer, root, product, way, ending = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started it may have it ignored
     device = Device.open(directory, trust=Trust(issuer=issuer, roots=(root,)), product=product)
     if ending == "interrupted":
         until_interrupted(LicensedSession(looping(), quiet_options(), device=device, model="looping"), way)

@@ -36,7 +36,7 @@ class Serving:
         self._process = subprocess.Popen(
             [COMMAND, *arguments], stdout=self._log, stderr=subprocess.STDOUT, env=self._fleet.environment
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             try:
                 if httpx2.get(f"{self.url}/readyz").status_code == 200:

@@ -1,4 +1,4 @@
-"""What was declared of devices, as billing runs know it: who should have reported says when a period closes.
+"""What was declared of devices, and when periods were cut shorter, as billing runs know it.
 
 Revision ID: 0011
 """
@@ -13,7 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table. Devices that are retired, lost or replaced are known as such by every run."""
+    """Create them. Devices that are retired, lost or replaced are known as such by every run."""
     op.create_table(
         "declarations",
         sa.Column("number", sa.BigInteger(), nullable=False),
@@ -23,6 +23,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["device"], ["devices.id"]),
         sa.PrimaryKeyConstraint("number"),
     )
+    op.add_column("license_periods", sa.Column("cut_run", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("license_periods", sa.Column("end_before", sa.BigInteger(), nullable=True))
     op.create_index(op.f("ix_declarations_device"), "declarations", ["device"], unique=False)
     gone = "FROM devices WHERE state IN ('retired', 'lost', 'replaced')"
     order = "(SELECT count(*) FROM devices AS before WHERE before.id <= devices.id"
