@@ -28,6 +28,8 @@ HOMES = {
     "httpx2": {"device_sdk.transport"},
     "fpdf": {"licensing_server.billing.rendering.pdf"},
     "segno": {"licensing_server.billing.rendering.qr"},
+    "stripe": {"licensing_server.billing.stripe_client"},
+    "requests": {"licensing_server.billing.stripe_client"},  # what stripe sends with
 }
 IMPURE = {
     "os", "socket", "ssl", "http", "urllib", "pathlib", "shutil", "tempfile", "subprocess", "time",

@@ -1,4 +1,4 @@
-"""What leaves the house: targets, which take raw usage or rated lines.
+"""What leaves the house: targets, which take raw usage or rated lines; what was sent to Stripe.
 
 Revision ID: 0009
 """
@@ -20,4 +20,31 @@ def upgrade() -> None:
         sa.Column("takes", sa.Text(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
+        "stripe_customers",
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("customer", sa.Text(), nullable=False),
+        sa.Column("stripe_customer", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["target"], ["export_targets.name"]),
+        sa.ForeignKeyConstraint(["customer"], ["customers.id"]),
+        sa.PrimaryKeyConstraint("target", "customer"),
+    )
+    op.create_table(
+        "stripe_items",
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("invoice", sa.Text(), nullable=False),
+        sa.Column("place", sa.Integer(), nullable=False),
+        sa.Column("line", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("how", sa.Text()),
+        sa.Column("stripe_id", sa.Text()),
+        sa.Column("http_status", sa.Integer()),
+        sa.Column("error_code", sa.Text()),
+        sa.Column("begun_at", sa.BigInteger()),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["target"], ["export_targets.name"]),
+        sa.ForeignKeyConstraint(["invoice"], ["invoices.id"]),
+        sa.PrimaryKeyConstraint("target", "invoice", "place"),
     )
