@@ -11,6 +11,7 @@ DIRECTORY = "METERKIT_DIRECTORY"
 DATABASE_URL = "METERKIT_DATABASE_URL"
 DATABASE_FILE = "meterkit.sqlite3"
 POSTGRESQL = "postgresql+psycopg://"
+WEBHOOK_HOSTS = "METERKIT_WEBHOOK_HOSTS"
 STRIPE_KEY = "METERKIT_STRIPE_KEY"
 STRIPE_API = "METERKIT_STRIPE_API"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -19,11 +20,13 @@ _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The server's own directory, and the URL of its PostgreSQL database. Without one, the embedded database is a
-    file in the directory. The URL may hold a password: it is in no repr.
+    file in the directory. The URL may hold a password: it is in no repr. Webhooks reach a host whose address is
+    internal only where it is named here.
     """
 
     directory: Path
     postgresql_url: str | None = field(default=None, repr=False)
+    webhook_hosts: frozenset[str] = frozenset()
 
     @property
     def database_url(self) -> str:
@@ -41,7 +44,12 @@ def read(environ: Mapping[str, str], directory: str | None = None) -> Settings:
     named = directory or environ.get(DIRECTORY)
     if not named:
         raise ServiceError("not_initialized", f"name it with --directory or {DIRECTORY}")
-    return Settings(directory=Path(named).absolute(), postgresql_url=postgresql_url(environ))
+    hosts = environ.get(WEBHOOK_HOSTS, "").lower().split(",")
+    return Settings(
+        directory=Path(named).absolute(),
+        postgresql_url=postgresql_url(environ),
+        webhook_hosts=frozenset(host.strip().rstrip(".") for host in hosts) - {""},
+    )
 
 
 def postgresql_url(environ: Mapping[str, str]) -> str | None:

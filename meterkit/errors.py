@@ -110,6 +110,7 @@ CODES: dict[str, Code] = {
     "currency_wrong": Code("service", 422, "The currency does not fit."),
     "feature_unsupported": Code("service", 422, "This server does not bill this yet."),
     "target_conflict": Code("service", 409, "A target takes raw usage or rated lines, never both."),
+    "url_forbidden": Code("service", 422, "This URL leads where the server sends nothing."),
     "target_unavailable": Code("service", 503, "This target cannot be used; see its settings."),
     "run_superseded": Code("service", 409, "A later billing run exists; its limits cannot go back."),
     "already_initialized": Code("service", 409, "This directory already holds a server; nothing was changed."),

@@ -18,6 +18,7 @@ from licensing_server.database import Connection, next_number, read, write
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
+from licensing_server.webhook_endpoints import outbox
 from meterkit.canonical import sha256_hex
 from meterkit.errors import InputError, MeterkitError, ServiceError
 
@@ -128,6 +129,7 @@ def _work(server: Server, number: int) -> list[Document]:
     if stored.state == "open" and not failed:
         with write(server) as connection:
             store.finish_run(connection, number)
+            outbox.announce(server, connection, "billing_run.finished", str(number), {"run": number})
     return failed
 
 
@@ -183,6 +185,7 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
         body, evidence = documents.freeze(server, connection, final, made, customer=customer, run=stored.limits)
         final = replace(final, body=body)
         store.finalize(connection, final, evidence, made.bills.lines)
+        outbox.announce(server, connection, "invoice.finalized", invoice_id, documents.announced(final))
         about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
         audit_log.append(server, connection, who=who, action="invoice.finalize", subject=invoice_id, body=about)
         return final.to_document()

@@ -1,4 +1,4 @@
-"""What leaves the house: targets, which take raw usage or rated lines; what was sent to Stripe.
+"""What leaves the house: targets, which take raw usage or rated lines; what was sent to Stripe; webhooks.
 
 Revision ID: 0009
 """
@@ -48,3 +48,38 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["invoice"], ["invoices.id"]),
         sa.PrimaryKeyConstraint("target", "invoice", "place"),
     )
+    _create_webhooks()
+
+
+def _create_webhooks() -> None:
+    op.create_table(
+        "webhook_endpoints",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("events", sa.JSON(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("old_secret", sa.Text()),
+        sa.Column("old_until", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "webhook_messages",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("endpoint", sa.Text(), nullable=False),
+        sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("due_at", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.Column("http_status", sa.Integer()),
+        sa.Column("failure", sa.Text()),
+        sa.ForeignKeyConstraint(["endpoint"], ["webhook_endpoints.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("ix_webhook_messages_endpoint", "webhook_messages", ["endpoint"], unique=False)
+    op.create_index("webhook_messages_by_due", "webhook_messages", ["state", "due_at"], unique=False)
