@@ -16,7 +16,8 @@ from meterkit.errors import InputError, ServiceError
 
 URL_CHARS_MAX = 2_048
 _URL = re.compile(r"https://[\x21-\x7e]+\Z")
-_HOST = re.compile(r"[a-z0-9_.-]{1,253}\Z")
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?\Z")
 _GLOBAL_V6 = ipaddress.ip_network(
     "2000::/3"
 )  # all that is given out to anyone; not ::ffff:0:0/96, 64:ff9b::/96, …

@@ -16,7 +16,7 @@ from licensing_server.webhook_endpoints import exchange, signing, store
 from licensing_server.webhook_endpoints.exchange import Outcome
 from licensing_server.webhook_endpoints.store import Endpoint
 from meterkit import __version__
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, ServiceError
 
 RETRIES_S = tuple(5 * 4**number for number in range(8))  # 5 s, 20 s, … 23 h: nine attempts in 30 to 38 hours
 KEPT_S = 30 * 86_400
@@ -38,8 +38,8 @@ def deliver(server: Server) -> Document:
     with write(server) as connection:
         store.delete_delivered(connection, server.clock() - KEPT_S)
     while (taken := _take(server, failing)) is not None:
-        message, endpoint, secrets = taken
-        outcome = _send(server, message, endpoint, secrets)
+        message, endpoint = taken
+        outcome = _send(server, message, endpoint)
         counts[_settle(server, message, outcome)] += 1
         if not outcome.is_delivered:
             failing.add(endpoint.id)
@@ -57,7 +57,7 @@ def go_on(server: Server, every_s: int, stop: threading.Event) -> None:
             return
 
 
-def _take(server: Server, failing: set[str]) -> tuple[Any, Endpoint, list[bytes]] | None:
+def _take(server: Server, failing: set[str]) -> tuple[Any, Endpoint] | None:
     """Take the next message that is due, for as long as sending it can last."""
     now = server.clock()
     with write(server) as connection:
@@ -67,7 +67,7 @@ def _take(server: Server, failing: set[str]) -> tuple[Any, Endpoint, list[bytes]
             return None
         values = {"due_at": now + _TAKEN_S, "attempts": message.attempts + 1, "updated_at": now}
         store.update_message(connection, message.id, values)
-    return message, endpoint, open_secrets(server, endpoint, now)
+    return message, endpoint
 
 
 def open_secrets(server: Server, endpoint: Endpoint, now: int) -> list[bytes]:
@@ -78,12 +78,16 @@ def open_secrets(server: Server, endpoint: Endpoint, now: int) -> list[bytes]:
     return [server.sealer.unseal(f"webhook/{endpoint.id}", each) for each in sealed]
 
 
-def _send(server: Server, message: Any, endpoint: Endpoint, secrets: list[bytes]) -> Outcome:
-    body = message.body.encode()
+def _send(server: Server, message: Any, endpoint: Endpoint) -> Outcome:
+    body, now = message.body.encode(), server.clock()
+    try:
+        secrets = open_secrets(server, endpoint, now)
+    except ServiceError as error:  # sealed with another key: no reason to keep the other endpoints waiting
+        return Outcome(failure=error.code)
     headers = {
         "Content-Type": "application/json",
         "User-Agent": f"meterkit/{__version__}",
-        **signing.headers(message.id, body, secrets=secrets, now=server.clock()),
+        **signing.headers(message.id, body, secrets=secrets, now=now),
     }
     return exchange.post(endpoint.url, headers, body, allowed=server.webhook_hosts)
 

@@ -71,7 +71,7 @@ def _connect(place: Place, allowed: Collection[str], deadline: float) -> ssl.SSL
     plain = _connect_to_any(addresses.resolve(place, allowed, _left(deadline)), deadline)
     try:
         plain.settimeout(_left(deadline))
-        return context.wrap_socket(plain, server_hostname=place.host)
+        return context.wrap_socket(plain, server_hostname=place.host.rstrip("."))
     except BaseException:
         plain.close()
         raise

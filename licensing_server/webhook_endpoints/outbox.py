@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from licensing_server.database import Connection
 from licensing_server.server import Server
 from licensing_server.webhook_endpoints import store
-from meterkit.canonical import digest, to_bytes
+from meterkit.canonical import to_bytes
 
 Event = Literal["billing_run.finished", "exception.opened", "invoice.finalized"]
 EVENTS: tuple[str, ...] = get_args(Event)
@@ -25,7 +25,7 @@ def announce(server: Server, connection: Connection, event: Event, subject: str,
     body = to_bytes({"type": event, "timestamp": happened_at, "data": data}).decode()
     for endpoint in endpoints:
         row = {
-            "id": f"msg_{digest('mk-webhook', to_bytes([endpoint, event, subject])).hex()[:32]}",
+            "id": server.make_id("msg"),
             "endpoint": endpoint,
             "event": event,
             "subject": subject,

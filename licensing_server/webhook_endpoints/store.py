@@ -24,8 +24,8 @@ webhook_endpoints = sa.Table(
 webhook_messages = sa.Table(
     "webhook_messages",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),  # derived from endpoint, event and subject: one fact is told once
-    sa.Column("endpoint", sa.Text, sa.ForeignKey("webhook_endpoints.id"), nullable=False, index=True),
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("endpoint", sa.Text, sa.ForeignKey("webhook_endpoints.id"), nullable=False),
     sa.Column("event", sa.Text, nullable=False),
     sa.Column("subject", sa.Text, nullable=False),
     sa.Column("body", sa.Text, nullable=False),  # as it is signed and sent
@@ -36,6 +36,7 @@ webhook_messages = sa.Table(
     sa.Column("updated_at", sa.BigInteger, nullable=False),
     sa.Column("http_status", sa.Integer),
     sa.Column("failure", sa.Text),
+    sa.UniqueConstraint("endpoint", "event", "subject", name="webhook_messages_once"),  # one fact is told once
     sa.Index("webhook_messages_by_due", "state", "due_at"),
 )
 
@@ -108,8 +109,9 @@ def enabled(connection: sa.Connection) -> list[tuple[str, list[str]]]:
 
 
 def insert_message(connection: sa.Connection, row: dict[str, Any]) -> None:
-    """Put a message into the outbox, unless it is there."""
-    known = sa.select(webhook_messages.c.id).where(webhook_messages.c.id == row["id"])
+    """Put a message into the outbox, unless the endpoint has one of this event and subject."""
+    same = [webhook_messages.c[name] == row[name] for name in ("endpoint", "event", "subject")]
+    known = sa.select(webhook_messages.c.id).where(*same)
     if connection.execute(known).first() is None:
         connection.execute(sa.insert(webhook_messages), [row])
 

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import stripe
@@ -123,6 +124,24 @@ def test_a_sending_that_was_cut_off_goes_on_where_it_stopped(biller, there, faul
     assert there.made == amounts(invoice)
     assert stands(second)[1] == (2, "delivered", "found" if fault == "cut after" else "made")
     assert second["items"][1]["attempt"] == 1
+
+
+def test_a_process_that_ends_before_it_notes_what_it_sent_makes_nothing_twice(biller, there, monkeypatch):
+    invoice = billed(biller)
+    create = stripe_client.Client.create
+
+    def ending(*arguments):
+        create(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stripe_client.Client, "create", ending)
+    with pytest.raises(KeyboardInterrupt):
+        send(biller, there, invoice)
+    monkeypatch.setattr(stripe_client.Client, "create", create)
+    there.forget_keys()
+    found = send(biller, there, invoice)
+    assert stands(found) == [(1, "delivered", "found"), (2, "delivered", "made"), (3, "delivered", "made")]
+    assert there.made == amounts(invoice)
 
 
 def test_a_fault_that_stripe_remembers_is_asked_for_anew(biller, there):
@@ -304,25 +323,19 @@ def test_an_answer_that_is_not_stripes_is_no_delivery(biller, there, monkeypatch
     assert [item["state"] for item in send(biller, there, invoice)["items"]] == ["sending"]
 
 
-def test_by_command(biller, there):
+def test_by_command(biller, there, monkeypatch):
     invoice = billed(biller)
-    environment = {STRIPE_KEY: KEY, STRIPE_API: there.url}
-
-    def run(*arguments, **more):
-        return biller.invoke(*arguments, **more)
-
-    biller_environment = biller.environment
-    type(biller).environment = property(lambda _self: {**biller_environment, **environment})
-    try:
-        dry = json.loads(run("--json", "billing", "send-stripe", invoice["id"], "--dry-run").stdout)
-        assert {item["state"] for item in dry["items"]} == {"waiting"}
-        assert there.requests == []
-        there.faults = [None, 429]
-        cut = run("--json", "billing", "send-stripe", invoice["id"], "--stripe-customer", "cus_A")
-        assert cut.exit_code == 1
-        done = run("--json", "billing", "send-stripe", invoice["id"])
-    finally:
-        del type(biller).environment
+    run = partial(biller.invoke, "--json", "billing", "send-stripe", invoice["id"])
+    dry = json.loads(run("--dry-run").stdout)
+    assert {item["state"] for item in dry["items"]} == {"waiting"}
+    assert "target_unavailable" in run().stderr
+    assert there.requests == []
+    monkeypatch.setenv(STRIPE_KEY, KEY)
+    monkeypatch.setenv(STRIPE_API, there.url)
+    there.faults = [None, 429]
+    cut = run("--stripe-customer", "cus_A")
+    assert cut.exit_code == 1
+    done = run()
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["delivered"]
     assert KEY not in cut.output + done.output

@@ -308,6 +308,16 @@ def test_a_delivery_that_dies_on_the_way_is_done_again_and_not_meanwhile(biller,
     assert first[1]["webhook-id"] == second[1]["webhook-id"]
 
 
+def test_a_secret_that_cannot_be_opened_keeps_no_other_endpoint_waiting(biller, receiver):
+    bad, good = endpoint(biller, receiver), endpoint(biller, receiver)
+    with write(biller.server) as connection:
+        store.update(connection, bad["id"], {"secret": store.find(connection, good["id"]).secret})
+    tell(biller, "inv_1")
+    assert deliver(biller) == {"delivered": 1, "failed": 1, "dead": 0}
+    (failed,) = messages(biller, state="waiting")
+    assert (failed["endpoint"], failed["failure"]) == (bad["id"], "internal_error")
+
+
 def test_who_is_gone_is_told_nothing_more(biller, receiver):
     made = endpoint(biller, receiver)
     receiver.answers = [answer(410), OK]
@@ -466,6 +476,7 @@ NO_URLS = (
     *("https:///x", "https://user@hooks.example/", "https://u:p@hooks.example/", "https://hooks.example/#x"),
     *("https://hooks.example:0/", "https://hooks.example:99999/", "https://hooks.example:x/", "https://[::1/"),
     *("https://hooks.example/ x", "https://hooks.example/\r\nX: y", "https://hooks.example/\n", "https://ho oks/"),
+    *("https://.x/", "https://a..b/", "https://-a/", "https://" + "a" * 64 + ".example/"),
     *("https://hööks.example/", "https://hooks.example\\@localhost/", "https://a%2eb/", "HTTPS://hooks.example/"),
     "https://" + "a" * 2_048,
 )

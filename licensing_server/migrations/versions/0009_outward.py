@@ -80,6 +80,6 @@ def _create_webhooks() -> None:
         sa.Column("failure", sa.Text()),
         sa.ForeignKeyConstraint(["endpoint"], ["webhook_endpoints.id"]),
         sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("endpoint", "event", "subject", name="webhook_messages_once"),
     )
-    op.create_index("ix_webhook_messages_endpoint", "webhook_messages", ["endpoint"], unique=False)
     op.create_index("webhook_messages_by_due", "webhook_messages", ["state", "due_at"], unique=False)
