@@ -23,6 +23,7 @@ from meterkit.errors import InputError, ServiceError
 TARGET = "stripe"
 _CLOCKS_APART_S = 86_400  # how far Stripe's clock may be from this one, at most
 _CUSTOMER = shapes.text()
+_SERVER_ERROR = 500
 
 
 def send(
@@ -150,9 +151,9 @@ def _next_attempt(sent: Sent, now: int) -> Sent:
     """What is to be stored before a line is sent.
 
     Its idempotency key is a new one where Stripe has answered the old one for good, with a refusal or a fault: it
-    would answer so again. Where no answer was read, the key stays.
+    would answer so again. Where no answer was read, or the old one was still being worked on, the key stays.
     """
-    answered = sent.state == "refused" or (sent.state == "sending" and sent.http_status is not None)
+    answered = sent.state == "refused" or (sent.http_status or 0) >= _SERVER_ERROR
     attempt = sent.attempt + 1 if answered or sent.attempt == 0 else sent.attempt
     begun_at = now if sent.begun_at is None else sent.begun_at
     return replace(sent, state="sending", attempt=attempt, begun_at=begun_at, http_status=None, error_code=None)

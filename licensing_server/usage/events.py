@@ -115,6 +115,11 @@ def _events(server: Server, scope: Scope, subject: Subject) -> Iterator[bytes]:
 
 
 def _place(row: Any) -> Place:
+    return row.license, row.model, row.unit, row.service_at, *_fact(row)
+
+
+def _fact(row: Any) -> tuple[str, str, int, str]:
+    """What makes a record one."""
     return row.device, row.epoch, row.seq, row.hash
 
 
@@ -125,7 +130,7 @@ def _event(row: Any, source: str, subject: Subject) -> dict[str, Any]:
         "specversion": "1.0",
         "type": _TYPE,
         "source": source,
-        "id": digest("mk-usage-event", to_bytes(list(_place(row)))).hex(),
+        "id": digest("mk-usage-event", to_bytes(list(_fact(row)))).hex(),
         "time": dt.datetime.fromtimestamp(row.service_at, tz=dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "subject": data[subject],
         "datacontenttype": "application/json",

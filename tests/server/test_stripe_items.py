@@ -144,6 +144,34 @@ def test_a_process_that_ends_before_it_notes_what_it_sent_makes_nothing_twice(bi
     assert there.made == amounts(invoice)
 
 
+def test_what_another_sending_is_at_keeps_its_key(biller, there):
+    invoice = billed(biller)
+    there.faults = [409, 409, 409]
+    first = send(biller, there, invoice)
+    assert [(item["state"], item["http_status"]) for item in first["items"]][:2] == [
+        ("sending", 409),
+        ("waiting", None),
+    ]
+    second = send(biller, there, invoice)
+    assert second["delivered"]
+    assert {item["attempt"] for item in second["items"]} == {1}
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_nothing_is_sent_again_while_it_is_not_known_what_is_there(biller, there, status):
+    invoice = billed(biller)
+    there.faults = ["cut after", "cut", "cut"]
+    send(biller, there, invoice)
+    there.forget_keys()
+    there.list_faults = [status] * 3
+    posts = len(there.posts())
+    assert not send(biller, there, invoice)["delivered"]
+    assert len(there.posts()) == posts
+    there.list_faults = []
+    assert send(biller, there, invoice)["delivered"]
+    assert there.made == amounts(invoice)
+
+
 def test_a_fault_that_stripe_remembers_is_asked_for_anew(biller, there):
     invoice = billed(biller)
     there.faults = [500]

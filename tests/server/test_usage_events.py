@@ -97,11 +97,13 @@ def test_the_same_export_twice_is_the_same_bytes_whatever_came_since(biller, dev
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7])
 def test_it_is_read_in_pieces_and_nothing_is_lost_between_them(biller, license_id, piece, monkeypatch):
-    devices = [biller.device(license_id) for _ in range(3)]
+    other = biller.grant(plan=biller.plan_of(biller.calls("0.01")))
+    devices = [biller.device(each) for each in (license_id, license_id, other)]
     for number in range(2):
         for device in devices:
             biller.use(device, 1 + number, at("2026-01-05") + 900 * number)
     whole = exported(biller)
+    of_each = [exported(biller, license_id=each) for each in (license_id, other)]
     monkeypatch.setattr(events, "_PIECE_RECORDS", piece)
     read_at_once = []
     original = events.event_store.read
@@ -111,6 +113,8 @@ def test_it_is_read_in_pieces_and_nothing_is_lost_between_them(biller, license_i
         lambda *args: read_at_once.append(original(*args)) or read_at_once[-1],
     )
     assert exported(biller) == whole
+    assert [exported(biller, license_id=each) for each in (license_id, other)] == of_each
+    assert whole in (b"".join(of_each), b"".join(reversed(of_each)))
     assert len(whole.splitlines()) == 6
     assert max(map(len, read_at_once)) == min(piece, 6)
 

@@ -124,6 +124,7 @@ def test_an_endpoint_is_told_what_it_asked_for_from_then_on(biller, receiver):
     endpoint(biller, receiver, events=["exception.opened"])
     both = endpoint(biller, receiver, events=["exception.opened", "invoice.finalized"])
     tell(biller, "inv_1")
+    tell(biller, "inv_1")
     service.switch(biller.server, both["id"], "disabled")
     tell(biller, "inv_2")
     assert [(each["endpoint"], each["subject"]) for each in messages(biller)] == [(both["id"], "inv_1")]
@@ -172,6 +173,7 @@ def test_secrets_are_sealed_and_shown_once(biller, receiver):
     assert len(secret) == 32
     with read(biller.server) as connection:
         stored = store.find(connection, made["id"])
+    assert stored.secret not in repr(stored)
     shown = [
         repr(stored),
         json.dumps(service.show(biller.server, made["id"])),
@@ -189,6 +191,11 @@ def test_secrets_are_sealed_and_shown_once(biller, receiver):
 # -- faults
 
 
+def endless(connection):
+    while True:
+        connection.sendall(b"HTTP/1.1 100 Soon" + b"n" * 4_096)
+
+
 @pytest.mark.parametrize(
     ("reply", "outcome"),
     [
@@ -203,6 +210,7 @@ def test_secrets_are_sealed_and_shown_once(biller, receiver):
         (b"HTTP/1.1 2000 Much\r\n\r\n", Outcome(failure="answer_bad")),
         (answer(100) * 2_000, Outcome(failure="answer_bad")),
         (b"HTTP/1.1 " + b"x" * 100_000, Outcome(failure="answer_bad")),
+        (endless, Outcome(failure="answer_bad")),
     ],
 )
 def test_an_answer_is_its_status_and_is_read_no_further(receiver, reply, outcome):

@@ -27,6 +27,7 @@ class StripeStandIn:
         self.keys: dict[str, tuple[dict, int, dict]] = {}
         self.requests: list[tuple[str, str, dict, dict]] = []
         self.faults: list = []
+        self.list_faults: list[int] = []
         self.now = 1_769_900_000
         self.page = 2
         self._lock = threading.Lock()
@@ -61,6 +62,8 @@ class StripeStandIn:
             if headers.get("authorization") != f"Bearer {KEY}":
                 return 401, error("invalid_request_error"), {}
             if (method, path) == ("GET", "/v1/invoiceitems"):
+                if self.list_faults:
+                    return self.list_faults.pop(0), error("api_error"), {}
                 return 200, self._list(params), {}
             if (method, path) != ("POST", "/v1/invoiceitems"):
                 return 404, error("invalid_request_error"), {}
