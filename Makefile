@@ -24,7 +24,7 @@ $(VENV)/demo.ready: pyproject.toml
 	touch $@
 
 $(VENV)/test.ready: $(VENV)/demo.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[device,server,postgresql,demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[device,server,postgresql,stripe,demo,test]'
 	touch $@
 
 demo: $(VENV)/demo.ready

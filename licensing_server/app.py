@@ -21,6 +21,7 @@ from licensing_server.reconciliation import routes as reconciliation
 from licensing_server.server import Server
 from licensing_server.usage import routes as usage
 from licensing_server.usage import service as usage_service
+from licensing_server.webhook_endpoints import routes as webhook_endpoints
 
 health = APIRouter()
 
@@ -44,6 +45,7 @@ ROUTERS = (
     health,
     api_keys.router,
     audit_log.router,
+    webhook_endpoints.router,
     catalog.router,
     customers.router,
     licenses.router,

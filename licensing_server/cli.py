@@ -1,6 +1,7 @@
 """`meterkit-server`: making and running a server, and every operation of its API as a command."""
 
 import os
+import threading
 from pathlib import Path
 
 import click
@@ -19,9 +20,13 @@ from licensing_server.devices import commands as devices
 from licensing_server.licenses import commands as licenses
 from licensing_server.reconciliation import commands as reconciliation
 from licensing_server.usage import commands as usage
+from licensing_server.webhook_endpoints import commands as webhook_endpoints
+from licensing_server.webhook_endpoints import delivering
 from meterkit import __version__
 from meterkit.errors import ServiceError
 from meterkit.keys import roots_fingerprint
+
+_WEBHOOKS_EVERY_S = 5
 
 
 @click.group(cls=shell.Group)
@@ -69,10 +74,15 @@ def init(sh: shell.Shell, folder: Path, issuer: str, root_key: Path | None) -> N
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8600, show_default=True)
+@click.option("--deliver-webhooks", is_flag=True, help="Deliver webhooks, too, instead of `webhooks deliver`.")
 @shell.pass_shell
-def serve(sh: shell.Shell, host: str, port: int) -> None:
+def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> None:
     """Answer devices and the vendor's programs over HTTP. Put TLS in front of it."""
-    app = create_app(sh.server())
+    server = sh.server()
+    if deliver_webhooks:  # it may end anywhere: what it had taken is delivered by the next one
+        arguments = (server, _WEBHOOKS_EVERY_S, threading.Event())
+        threading.Thread(target=delivering.go_on, args=arguments, daemon=True).start()
+    app = create_app(server)
     uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, proxy_headers=False)
 
 
@@ -123,19 +133,11 @@ def root_key(sh: shell.Shell) -> None:
     )
 
 
-for _noun in (
-    api_keys,
-    audit_log,
-    catalog,
-    customers,
-    licenses,
-    devices,
-    usage,
-    reconciliation,
-    accounts,
-    billing,
-    disputes,
-):
+_NOUNS = (
+    *(api_keys, audit_log, webhook_endpoints, catalog, customers, licenses, devices),
+    *(usage, reconciliation, accounts, billing, disputes),
+)
+for _noun in _NOUNS:
     for _command in _noun.groups:
         cli.add_command(_command)
 

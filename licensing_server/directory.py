@@ -237,6 +237,7 @@ def open_server(
         keyring=keyring,
         pepper=_secret(keys / f"{_PEPPER}.key"),
         sealer=Sealer(_secret(keys / f"{_SEALING}.key"), random),
+        webhook_hosts=settings.webhook_hosts,
     )
 
 

@@ -19,6 +19,7 @@ class Server:
     """One vendor's server. Its clock and its randomness are functions, so that tests can hold them.
 
     `keyrings` are the documents that devices are given, by version; `keyring` is the newest of them, opened.
+    `webhook_hosts` are those that webhooks may reach though their addresses are internal.
     `device_keys` remembers keys that were read: a device's id is its key's own, so what is remembered stays true.
     """
 
@@ -32,6 +33,7 @@ class Server:
     keyring: Keyring = field(repr=False)
     pepper: bytes = field(repr=False)
     sealer: Sealer = field(repr=False)
+    webhook_hosts: frozenset[str] = frozenset()
     device_keys: dict[str, VerifyKey] = field(default_factory=dict, repr=False, compare=False)
 
     def make_id(self, prefix: str) -> str:

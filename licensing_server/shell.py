@@ -101,22 +101,26 @@ def _set_directory(context: click.Context, _: click.Parameter, value: str | None
         context.ensure_object(Shell).directory = value
 
 
+def _shared_options() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--json", "as_json"], is_flag=True, expose_value=False, callback=_set_json, help="Print JSON."
+        ),
+        click.Option(
+            ["--directory"],
+            expose_value=False,
+            callback=_set_directory,
+            help=f"The server's directory; else {settings.DIRECTORY}.",
+        ),
+    ]
+
+
 class Command(click.Command):
     """A command that also takes `--json` and `--directory`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params += [
-            click.Option(
-                ["--json", "as_json"], is_flag=True, expose_value=False, callback=_set_json, help="Print JSON."
-            ),
-            click.Option(
-                ["--directory"],
-                expose_value=False,
-                callback=_set_directory,
-                help=f"The server's directory; else {settings.DIRECTORY}.",
-            ),
-        ]
+        self.params += _shared_options()
 
 
 class Group(click.Group):
@@ -130,6 +134,14 @@ class Group(click.Group):
             return super().invoke(ctx)
         except MeterkitError as error:
             raise Refused(error) from None
+
+
+class CommandGroup(Group):
+    """A noun that is a command, too, where none of its commands is named."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "invoke_without_command": True})
+        self.params += _shared_options()
 
 
 Group.group_class = Group

@@ -28,6 +28,9 @@ HOMES = {
     "httpx2": {"device_sdk.transport"},
     "fpdf": {"licensing_server.billing.rendering.pdf"},
     "segno": {"licensing_server.billing.rendering.qr"},
+    "standardwebhooks": {"licensing_server.webhook_endpoints.signing"},
+    "stripe": {"licensing_server.billing.stripe_client"},
+    "requests": {"licensing_server.billing.stripe_client"},  # what stripe sends with
 }
 IMPURE = {
     "os", "socket", "ssl", "http", "urllib", "pathlib", "shutil", "tempfile", "subprocess", "time",
@@ -37,8 +40,9 @@ IMPURE_BUILTINS = {"open", "print", "input"}
 IMPURE_METHODS = {"now", "today", "utcnow", "time_ns", "urandom", "token_bytes"}
 SHELLS = {"meterkit.cli", "meterkit.terminal"}
 NOUNS = (
-    "audit_log", "catalog", "customers", "licenses", "devices", "usage", "reconciliation", "accounts", "billing",
-)  # fmt: skip
+    *("audit_log", "webhook_endpoints", "catalog", "customers", "licenses", "devices", "usage", "reconciliation"),
+    *("accounts", "billing"),
+)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from meterkit import shapes
 from meterkit.canonical import to_base64url
 from meterkit.errors import InputError, ServiceError
 
-AREAS = ("catalog", "customers", "licenses", "devices", "usage", "billing")
+AREAS = ("catalog", "customers", "licenses", "devices", "usage", "billing", "webhook-endpoints")
 SCOPES = frozenset(
     {
         "admin",

@@ -1,11 +1,12 @@
 """`meterkit-server billing` and `invoice`."""
 
+import os
 from pathlib import Path
 
 import click
 
-from licensing_server import shell
-from licensing_server.billing import changing, outputs, service
+from licensing_server import settings, shell
+from licensing_server.billing import changing, outputs, service, stripe_sending
 from licensing_server.billing.outputs import Output
 
 billing = shell.noun("billing", "Billing runs: working out what is owed.")
@@ -55,6 +56,33 @@ def list_runs(sh: shell.Shell, cursor: str | None, limit: int) -> None:
 def show_run(sh: shell.Shell, number: int) -> None:
     """Show a billing run and its invoices."""
     sh.show(service.show_run(sh.server(), number))
+
+
+@billing.command("send-stripe")
+@click.argument("invoice_id")
+@click.option("--stripe-customer", default=None, help="Who the customer is at Stripe, cus_…; remembered.")
+@click.option("--target", default=stripe_sending.TARGET, show_default=True, help="Another account's name.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be sent, and how it stands.")
+@shell.pass_shell
+def send_stripe(
+    sh: shell.Shell, invoice_id: str, stripe_customer: str | None, target: str, *, dry_run: bool
+) -> None:
+    """Send an invoice's lines to Stripe as invoice items, with the key in METERKIT_STRIPE_KEY.
+
+    Each is made once, however often this is asked for: what was interrupted goes on where it stopped. Exit status
+    1 if not all are delivered.
+    """
+    if dry_run:
+        found = stripe_sending.show(sh.server(), invoice_id, target=target)
+    else:
+        account = settings.stripe(os.environ)
+        found = stripe_sending.send(
+            sh.server(), invoice_id, account, target=target, stripe_customer=stripe_customer
+        )
+    columns = ("place", "amount", "currency", "state", "how", "stripe_id", "http_status", "error_code")
+    sh.show_list(found, columns)
+    if not found["delivered"] and not dry_run:
+        raise click.exceptions.Exit(1)
 
 
 @invoice.command("list")

@@ -133,6 +133,12 @@ def freeze(
     return parts[evidence.INVOICE], evidence.write_zip(bundle)
 
 
+def announced(invoice: Invoice) -> Document:
+    """What is told of an invoice to who asked to be told."""
+    told = ("number", "kind", "customer", "currency", "run", "total_minor", "due_minor")
+    return {"invoice": invoice.id, **{name: getattr(invoice, name) for name in told}}
+
+
 def _head(invoice: Invoice, customer: Customer) -> Document:
     return {
         "v": 1,

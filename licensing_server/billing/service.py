@@ -18,6 +18,7 @@ from licensing_server.database import Connection, next_number, read, write
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
+from licensing_server.webhook_endpoints import outbox
 from meterkit import audit, explaining
 from meterkit import evidence as evidence_files
 from meterkit.canonical import sha256_hex
@@ -133,6 +134,7 @@ def _work(server: Server, number: int) -> list[Document]:
     if stored.state == "open" and not failed:
         with write(server) as connection:
             store.finish_run(connection, number)
+            outbox.announce(server, connection, "billing_run.finished", str(number), {"run": number})
     return failed
 
 
@@ -185,6 +187,7 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
         store.finalize(connection, final, evidence, made.settled.lines)
         account_store.insert_settled(connection, final.id, made.settled)
         booking.book(connection, final, made.settled)
+        outbox.announce(server, connection, "invoice.finalized", invoice_id, documents.announced(final))
         about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
         audit_log.append(
             server, connection, who=who, action=f"{final.kind}.finalize", subject=invoice_id, body=about

@@ -4,17 +4,14 @@ A statement is asserted every time: what devices signed must be what is counted,
 each license's total the sum of its parts. Where it is not so, the statement says it by `conservation_broken`.
 """
 
-import datetime as dt
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from zoneinfo import ZoneInfo
 
 from licensing_server.customers import service as customers
 from licensing_server.database import Connection, read
+from licensing_server.licenses import named_periods
 from licensing_server.licenses import service as licenses
-from licensing_server.licenses.periods import local_midnight
 from licensing_server.pages import Document, Page, to_cursor
 from licensing_server.reconciliation import statement, store
 from licensing_server.reconciliation.statement import Line, Summary
@@ -23,8 +20,6 @@ from licensing_server.server import Server
 from meterkit.errors import InputError
 
 BROKEN = "conservation_broken"
-_PERIOD = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?\Z")
-_YEARS = range(1970, 9999)
 _PIECE_DEVICES = 200
 _UTC = "UTC"
 
@@ -138,7 +133,7 @@ def _scope(server: Server, connection: Connection, asked: Asked) -> tuple[Scope,
         license_ = licenses.find(connection, asked.license_id)
         if asked.customer not in (None, license_.customer):
             raise InputError("malformed_members", "license: it is another customer's")
-    from_at, to_at = _bounds(asked, zone, now)
+    from_at, to_at = named_periods.bounds(asked.period, (asked.from_at, asked.to_at), zone=zone, now=now)
     scope = Scope(from_at=from_at, to_at=to_at, known_at=now, customer=asked.customer, license_id=asked.license_id)
     head = {
         "from": from_at,
@@ -150,33 +145,3 @@ def _scope(server: Server, connection: Connection, asked: Asked) -> tuple[Scope,
         "license": asked.license_id,
     }
     return scope, head
-
-
-def _bounds(asked: Asked, zone: str, now: int) -> tuple[int, int]:
-    if asked.period is None:
-        from_at, to_at = asked.from_at or 0, now + 1 if asked.to_at is None else asked.to_at
-        if to_at <= from_at:
-            raise InputError("malformed_members", "to: it is not after from")
-        return from_at, to_at
-    if asked.from_at is not None or asked.to_at is not None:
-        raise InputError("malformed_members", "period: name it, or give from and to")
-    first, following = _days(asked.period)
-    where = ZoneInfo(zone)
-    return max(0, local_midnight(first, where)), local_midnight(following, where)
-
-
-def _days(period: str) -> tuple[dt.date, dt.date]:
-    """The first day of a named period, and the first day after it."""
-    match = _PERIOD.match(period)
-    parts = [int(part) for part in match.groups() if part] if match else []
-    try:
-        first = dt.date(*[*parts, 1, 1][:3])
-    except (TypeError, ValueError):
-        first = dt.date.min
-    if first.year not in _YEARS:
-        raise InputError("malformed_members", "period: it is YYYY, YYYY-MM or YYYY-MM-DD")
-    if len(parts) == 1:
-        return first, dt.date(first.year + 1, 1, 1)
-    if len(parts) == 2:
-        return first, dt.date(first.year + first.month // 12, first.month % 12 + 1, 1)
-    return first, first + dt.timedelta(days=1)

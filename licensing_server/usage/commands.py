@@ -1,12 +1,13 @@
 """`meterkit-server exchange`, `usage` and `exception`."""
 
 from pathlib import Path
+from typing import IO, Any
 
 import click
 
 from licensing_server import shell
 from licensing_server.server import Server
-from licensing_server.usage import deciding, schemas, service, sticks
+from licensing_server.usage import deciding, events, schemas, service, sticks
 from licensing_server.usage import rebuild as projections
 
 exceptions = shell.noun("exception", "Exceptions: what a person should look at, with its evidence.")
@@ -48,15 +49,15 @@ def _exchange(server: Server, path: Path) -> dict[str, str | None]:
     return {"file": str(path), "reply": str(reply), "result": code, "why": answered.why}
 
 
-@click.command("usage", cls=shell.Command)
+@click.group("usage", cls=shell.CommandGroup)
 @click.option("--license", "license_id", default=None)
 @click.option("--model", default=None)
 @click.option("--unit", type=click.Choice(["call", "item"]), default=None)
 @click.option("--from", "from_at", type=shell.INSTANT, default="0")
 @click.option("--to", "to_at", type=shell.INSTANT, default=None)
-@shell.pass_shell
+@click.pass_context
 def usage(
-    sh: shell.Shell,
+    context: click.Context,
     *,
     license_id: str | None,
     model: str | None,
@@ -65,8 +66,36 @@ def usage(
     to_at: int | None,
 ) -> None:
     """Sum what was used, per license and meter, over a period (half-open)."""
+    if context.invoked_subcommand is not None:
+        return
+    sh = context.ensure_object(shell.Shell)
     found = service.sum_usage(sh.server(), license_id=license_id, meter=(model, unit), period=(from_at, to_at))
     sh.show_list(found, ("license", "model", "unit", "units", "unsettled", "quarantined", "records"))
+
+
+@usage.command()
+@click.option("--period", default=None, help="2026, 2026-01 or 2026-01-31; days of the customer, or UTC.")
+@click.option("--from", "from_at", type=shell.INSTANT, default=None, help="Or from this instant on,")
+@click.option("--to", "to_at", type=shell.INSTANT, default=None, help="and before this one.")
+@click.option("--customer", default=None, help="Of this customer only.")
+@click.option("--license", "license_id", default=None, help="Of this license only.")
+@click.option("--through", type=int, default=None, help="The last acceptance number; by default the newest.")
+@click.option("--run", type=int, default=None, help="By what this billing run knew was decided; by default all.")
+@click.option("--subject", type=click.Choice(["license", "customer"]), default="license", show_default=True)
+@click.option("--target", default=None, help="Where it goes: that takes no rated lines then.")
+@click.option("--form", type=click.Choice(["lines", "batch"]), default="lines", show_default=True)
+@click.option("--output", type=click.File("wb", atomic=True), default="-", help="By default standard output.")
+def export(form: events.Form, output: IO[bytes], **asked: Any) -> None:
+    """Write a CloudEvent for each usage record that billing counts: lines of JSON, or one batch.
+
+    An event's id is its record's own: what is sent twice can be told. With the `--through` and `--run` that are
+    printed on standard error, or a billing run's own, the same export is the same bytes.
+    """
+    sh = click.get_current_context().ensure_object(shell.Shell)
+    made = events.export(sh.server(), events.Asked(**asked))
+    for part in made.written(form):
+        output.write(part)
+    click.echo(f"--through {made.scope.through} --run {made.scope.run}", err=True)
 
 
 @exceptions.command("list")

@@ -1,16 +1,17 @@
 """Exchange, usage and exceptions over HTTP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, inflate, json_body, wire
 from licensing_server.grouping import Grouping
 from licensing_server.pages import Document, PageDep
-from licensing_server.usage import deciding, schemas, service
+from licensing_server.usage import deciding, events, schemas, service
 from meterkit import limits
 from meterkit.exchange import BATCH_MEDIA_TYPE, REPLY_MEDIA_TYPE, Reply, split_batches
 
@@ -53,6 +54,31 @@ def sum_usage(server: ServerDep, chosen: Annotated[Chosen, Depends()]) -> Docume
     meter = (chosen.model, chosen.unit)
     period = (chosen.from_at, chosen.to_at)
     return service.sum_usage(server, license_id=chosen.license, meter=meter, period=period)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Which usage is to leave, and as known when; all that was used if nothing is named."""
+
+    period: str | None = None
+    from_at: Annotated[int | None, Query(alias="from", ge=0, le=limits.TIME_MAX_S)] = None
+    to_at: Annotated[int | None, Query(alias="to", ge=0, le=limits.TIME_MAX_S)] = None
+    customer: str | None = None
+    license: str | None = None
+    through: Annotated[int | None, Query(ge=0, le=limits.INTEGER_MAX)] = None
+    run: Annotated[int | None, Query(ge=0, le=limits.INTEGER_MAX)] = None
+    subject: events.Subject = "license"
+
+
+@router.get("/usage/events", dependencies=[allowed("usage:read")])
+def export_usage(
+    server: ServerDep, asked: Annotated[Exported, Depends()], form: events.Form = "batch"
+) -> StreamingResponse:
+    """Give a CloudEvent for each usage record that billing counts; the answer's headers say as known when."""
+    named = {each.name: getattr(asked, each.name) for each in fields(asked)}
+    made = events.export(server, events.Asked(license_id=named.pop("license"), **named))
+    known = {"Meterkit-Through": str(made.scope.through), "Meterkit-Run": str(made.scope.run)}
+    return StreamingResponse(made.written(form), media_type=events.MEDIA_TYPES[form], headers=known)
 
 
 @router.get("/exceptions", dependencies=[allowed("usage:read")])

@@ -15,6 +15,7 @@ from licensing_server.server import Server
 from licensing_server.usage import gone_store, judging, records, repeats, rollbacks, store
 from licensing_server.usage.branches import Adopted, Taken, View
 from licensing_server.usage.records import Finding, IssuedToken
+from licensing_server.webhook_endpoints import outbox
 from meterkit import limits
 from meterkit.ledger import Total, verify_chain
 from meterkit.licenses import Meter
@@ -219,3 +220,5 @@ def open_exception(
         "opened_at": now,
     }
     store.insert_exception(connection, row)
+    told = {"exception": row["id"], "kind": finding.kind, "device": device, "license": finding.license}
+    outbox.announce(server, connection, "exception.opened", str(row["id"]), told)

@@ -2,6 +2,7 @@
 
 import pytest
 from serving import Serving
+from webhook_receiver import Receiver
 
 
 @pytest.fixture
@@ -18,3 +19,12 @@ def serve(fleet, tmp_path):
     yield start
     for serving in started:
         serving.close()
+
+
+@pytest.fixture
+def receiver(tmp_path, monkeypatch):
+    """Who receives webhooks at `localhost`; its certificate is trusted."""
+    made = Receiver(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
+    yield made
+    made.stop()

@@ -23,7 +23,8 @@ def free_port() -> int:
 class Serving:
     """One process at a time, always on the same port; it logs into `serve-<port>.log`."""
 
-    def __init__(self, fleet: Fleet, logs: Path) -> None:
+    def __init__(self, fleet: Fleet, logs: Path, *flags: str) -> None:
+        self._flags = flags
         self._fleet = fleet
         self._port = free_port()
         self._log = (logs / f"serve-{self._port}.log").open("ab")
@@ -32,7 +33,14 @@ class Serving:
 
     def start(self) -> None:
         """Start it, and return when it is ready."""
-        arguments = ["serve", "--directory", str(self._fleet.server.directory), "--port", str(self._port)]
+        arguments = [
+            "serve",
+            "--directory",
+            str(self._fleet.server.directory),
+            "--port",
+            str(self._port),
+            *self._flags,
+        ]
         self._process = subprocess.Popen(
             [COMMAND, *arguments], stdout=self._log, stderr=subprocess.STDOUT, env=self._fleet.environment
         )
