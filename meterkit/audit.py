@@ -39,9 +39,8 @@ UNPROVEN = (
     "that no device is missing from the evidence",
     "that each device is the customer's",
 )
-COMPUTED = (
-    "beside", "total_minor", "total", "kind", "taxes", "credits", "balance_minor", "due_minor", "due", "replaces",
-)  # fmt: skip
+ADDED = ("kind", "taxes", "credits", "balance_minor", "due_minor", "due", "replaces")  # by accounts
+COMPUTED = ("beside", "total_minor", "total", *ADDED)
 GONE = (
     "what devices used in records that are gone: the vendor's own receipts stand for them, and nothing is billed"
 )
@@ -119,10 +118,13 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
     # 9. the rule, document by document
     findings: list[Finding] = []
     compared: list[Compared] = []
-    again = Recomputation(terms=terms, proven=proven, account=_account(bundle, documents, terms))
+    account = _account(bundle, documents, terms)
+    again = Recomputation(terms=terms, proven=proven, account=account)
+    plain = True
     for place, document in documents:
         upto = [run for run in runs if run.number <= document["run"]["number"]]
-        settled = again.document(document["number"], upto, document["currency"])
+        plain = plain and _is_plain(document) and account.known_at(upto[-1]) == Account()
+        settled = again.document(document["number"], upto, document["currency"], plain=plain)
         computed = members(settled, run=upto[-1], currency=document["currency"])
         compared = _compare_lines(place, document["lines"], computed["lines"])
         findings += _differences(place, compared)
@@ -140,6 +142,12 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
         findings=tuple(findings),
         unproven=unproven,
     )
+
+
+def _is_plain(document: Mapping[str, Any]) -> bool:
+    """Whether a document may be from before there were accounts: it says nothing that only later ones say."""
+    lines = document["lines"]
+    return not any(member in document for member in ADDED) and not any("lowers" in line for line in lines)
 
 
 def _documents(bundle: Bundle, proven: Proven) -> list[tuple[str, dict[str, Any]]]:
@@ -330,9 +338,9 @@ def _differences(place: str, compared: list[Compared]) -> list[Finding]:
             findings.append(Finding(place=place, what=what))
         else:
             findings += [
-                _says(each.place, member, each.stated[member], each.computed[member])
-                for member in each.computed
-                if each.stated[member] != each.computed[member]
+                _says(each.place, member, each.stated.get(member), each.computed.get(member))
+                for member in {**each.computed, **each.stated}
+                if each.stated.get(member) != each.computed.get(member)
             ]
     stated = [each.computed for each in compared if each.stated is not None and each.computed is not None]
     if not findings and [_name(line) for line in stated] != sorted(_name(line) for line in stated):

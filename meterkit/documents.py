@@ -99,6 +99,19 @@ def settle(bills: Bills, *, run: Run, account: Account, history: History) -> Set
     )
 
 
+def as_before_accounts(bills: Bills) -> Settled:
+    """Make a document of lines as it was before there were accounts: an invoice, whatever its total is."""
+    return Settled(
+        kind=INVOICE,
+        lines=bills.lines,
+        beside=bills.beside,
+        taxes=(),
+        credits=(),
+        balance_minor=0,
+        replaces=(),
+    )
+
+
 def _taxed(line: Line, run: Run, account: Account, history: History) -> Line:
     """A line's tax is the one in force where its period ends; one that lowers another takes that one's."""
     raised = history.raised_by(line.key) if line.amount_minor < 0 else None

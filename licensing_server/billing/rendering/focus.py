@@ -20,7 +20,7 @@ _FREQUENCIES = {"Usage": "Usage-Based", "Purchase": "Recurring", "Credit": "One-
 def write(invoice: Document, *, seller: str, units: Units) -> bytes:
     """Write a finalized document, a row for each line and one for each tax; the same one gives the same bytes.
 
-    Costs add up to the document's total. What of it was met by prepaid credits or a balance is payment, and no row;
+    Costs add up to the document's total. What of it is met by prepaid credits or a balance is payment, and no row;
     nor are units that are not charged. What the customer or the vendor named can be no formula; amounts and
     quantities stay plain numbers, also below zero.
     """
