@@ -210,6 +210,7 @@ class History:
     def add_line(self, number: str, key: Key, amount_minor: int, tax: Tax | None) -> None:
         """Note a line."""
         if amount_minor > 0:
+            self.raised.pop(key, None)  # the last one stands last
             self.raised[key] = Raised(number=number, tax=tax)
 
     def add_tax(self, found: TaxSum) -> None:
@@ -227,8 +228,8 @@ class History:
         """The last line above zero that a line below zero on a key lowers; a concession lowers its charge's."""
         if key.kind != "concession":
             return self.raised.get(key)
-        same = [other for other in self.raised if _but_kind(other) == _but_kind(key)]
-        return self.raised[max(same, key=lambda other: self.raised[other].number)] if same else None
+        same = (raised for other, raised in self.raised.items() if _but_kind(other) == _but_kind(key))
+        return next(reversed(list(same)), None)
 
     def taken(self, credit: str) -> int:
         """How much of a credit is used."""

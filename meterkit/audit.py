@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from meterkit import accounts, limits, money, plans
-from meterkit.accounts import Account
+from meterkit.accounts import Account, Concession
 from meterkit.attribution import Period, Run
 from meterkit.canonical import from_bytes
 from meterkit.documents import CREDIT_NOTE, members
@@ -41,9 +41,8 @@ UNPROVEN = (
     "that no device is missing from the evidence",
     "that each device is the customer's",
 )
-COMPUTED = (
-    "beside", "total_minor", "total", "kind", "taxes", "credits", "balance_minor", "due_minor", "due", "replaces",
-)  # fmt: skip
+ADDED = ("kind", "taxes", "credits", "balance_minor", "due_minor", "due", "replaces")  # by accounts
+COMPUTED = ("beside", "total_minor", "total", *ADDED)
 GONE = (
     "what devices used in records that are gone: the vendor's own receipts stand for them, and nothing is billed"
 )
@@ -123,10 +122,13 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
     # 9. the rule, document by document
     findings: list[Finding] = []
     compared: list[Compared] = []
-    again = Recomputation(terms=terms, proven=proven, account=_account(bundle, documents))
+    account = _account(bundle, documents, terms)
+    again = Recomputation(terms=terms, proven=proven, account=account)
+    plain = True
     for place, document in documents:
         upto = [run for run in runs if run.number <= document["run"]["number"]]
-        settled = again.document(document["number"], upto, document["currency"])
+        plain = plain and _is_plain(document) and account.known_at(upto[-1]) == Account()
+        settled = again.document(document["number"], upto, document["currency"], plain=plain)
         computed = members(settled, run=upto[-1], currency=document["currency"])
         compared = _compare_lines(place, document["lines"], computed["lines"])
         findings += _differences(place, compared)
@@ -145,6 +147,12 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
         unproven=unproven,
         work=again,
     )
+
+
+def _is_plain(document: Mapping[str, Any]) -> bool:
+    """Whether a document may be from before there were accounts: it says nothing that only later ones say."""
+    lines = document["lines"]
+    return not any(member in document for member in ADDED) and not any("lowers" in line for line in lines)
 
 
 def _documents(bundle: Bundle, proven: Proven) -> list[tuple[str, dict[str, Any]]]:
@@ -267,17 +275,46 @@ def _check_quarantine(proven: Proven, license_ids: Collection[str]) -> None:
             raise Differs(DECISIONS, f"{device} {epoch}: record {record} is quarantined without a reason")
 
 
-def _account(bundle: Bundle, documents: list[tuple[str, dict[str, Any]]]) -> Account:
+def _account(
+    bundle: Bundle, documents: list[tuple[str, dict[str, Any]]], known_terms: Collection[Terms]
+) -> Account:
     """What was decided about the account; a document that is void from a run on is one of those here."""
     if ACCOUNT not in bundle.parts:
         return Account()
     with at(ACCOUNT):
         account = accounts.from_claims(bundle.read(ACCOUNT, ACCOUNT_SHAPE))
+    _check_named_once(account)
+    for each in account.concessions:
+        _check_concession(each, known_terms)
     known = {document["number"]: document["run"]["number"] for _, document in documents[:-1]}
     for void in account.voids:
         if known.get(void.number, void.since_run) >= void.since_run:
             raise Differs(ACCOUNT, f"void {void.number}: there is no such document before run {void.since_run}")
     return account
+
+
+def _check_concession(concession: Concession, known_terms: Collection[Terms]) -> None:
+    """What was let off was let off on a version that its license held by then."""
+    key = concession.key
+    held = {
+        (terms.license_id, each.plan_id, each.number)
+        for terms in known_terms
+        for each in terms.versions
+        if each.since_run <= concession.since_run
+    }
+    if key.kind != "concession" or (key.license_id, key.plan_id, key.version) not in held:
+        raise Differs(ACCOUNT, f"concession on {key.charge}: {key.license_id} held no such version")
+
+
+def _check_named_once(account: Account) -> None:
+    """What is looked for by name, or by when it counts, is there once: its order in the evidence says nothing."""
+    for what, named in (
+        ("a credit", [each.id for each in account.credits]),
+        ("a void document", [each.number for each in account.voids]),
+        ("a tax rate", [(each.starts_at, each.since_run) for each in account.tax_rates]),
+    ):
+        if len(set(named)) != len(named):
+            raise Differs(ACCOUNT, f"{what} stands twice")
 
 
 def _name(line: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -306,9 +343,9 @@ def _differences(place: str, compared: list[Compared]) -> list[Finding]:
             findings.append(Finding(place=place, what=what))
         else:
             findings += [
-                _says(each.place, member, each.stated[member], each.computed[member])
-                for member in each.computed
-                if each.stated[member] != each.computed[member]
+                _says(each.place, member, each.stated.get(member), each.computed.get(member))
+                for member in {**each.computed, **each.stated}
+                if each.stated.get(member) != each.computed.get(member)
             ]
     stated = [each.computed for each in compared if each.stated is not None and each.computed is not None]
     if not findings and [_name(line) for line in stated] != sorted(_name(line) for line in stated):

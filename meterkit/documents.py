@@ -74,13 +74,16 @@ class Settled:
 
 
 def settle(bills: Bills, *, run: Run, account: Account, history: History) -> Settled:
-    """Make a document of lines: a credit note where they come to less than nothing, else an invoice."""
+    """Make a document of lines: a credit note where they come to less than nothing, else an invoice.
+
+    Where it is a credit note only by taxes that are rounded for this document alone, and not by those rounded over
+    all that was credited, it is an invoice with the latter.
+    """
     lines = tuple(_taxed(line, run, account, history) for line in bills.lines)
     subtotal = sum(line.amount_minor for line in lines)
     found = _taxes(lines)
-    kind = INVOICE
     if subtotal + sum(each.tax_minor for each in found) < 0:
-        kind, found = CREDIT_NOTE, _taxes_credited(lines, history)
+        found = _taxes_credited(lines, history)
     total = subtotal + sum(each.tax_minor for each in found)
     less = total < 0
     used = _give_back(lines, found, -total, history) if less else _spend(lines, total, run, account, history)
@@ -88,13 +91,26 @@ def settle(bills: Bills, *, run: Run, account: Account, history: History) -> Set
     refunded = sum(refund.amount_minor for refund in account.refunds if refund.since_run <= run.number)
     balance = min(left, max(0, history.balance_minor - refunded))
     return Settled(
-        kind=kind,
+        kind=CREDIT_NOTE if less else INVOICE,
         lines=lines,
         beside=bills.beside,
         taxes=found,
         credits=used,
         balance_minor=balance,
         replaces=tuple(sorted(account.voided(run) - history.replaced)),
+    )
+
+
+def as_before_accounts(bills: Bills) -> Settled:
+    """Make a document of lines as it was before there were accounts: an invoice, whatever its total is."""
+    return Settled(
+        kind=INVOICE,
+        lines=bills.lines,
+        beside=bills.beside,
+        taxes=(),
+        credits=(),
+        balance_minor=0,
+        replaces=(),
     )
 
 
@@ -160,7 +176,7 @@ def _spend(
     used = []
     for credit in sorted(usable, key=lambda credit: credit.order):
         covered = [place for place, line in enumerate(ordered) if credit.covers(line)]
-        paid = _pay(open_minor, covered, credit.amount_minor - history.taken(credit.id))
+        paid = _pay(open_minor, covered, max(0, credit.amount_minor - history.taken(credit.id)))
         if paid:
             used.append(CreditUse(credit=credit.id, amount_minor=paid))
     return tuple(used)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from meterkit import invoices
 from meterkit.accounts import Account, History
 from meterkit.attribution import Calendar, Record, Run, TokenSpan, gather
-from meterkit.documents import Bills, Settled, settle
+from meterkit.documents import Bills, Settled, as_before_accounts, settle
 from meterkit.lateness import closed_by, deadlines
 from meterkit.lines import Beside, Line, billed_before, of_license
 from meterkit.proof import Proven
@@ -25,8 +25,8 @@ class Recomputation:
     done: list[tuple[str, Settled]] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)  # up to that of the last document
 
-    def document(self, number: str, runs: list[Run], currency: str) -> Settled:
-        """Work out the document of the last of these runs."""
+    def document(self, number: str, runs: list[Run], currency: str, *, plain: bool = False) -> Settled:
+        """Work out the document of the last of these runs; a plain one as it was before there were accounts."""
         run = runs[-1]
         voided = self.account.voided(run)
         history = History(replaced={name for _, settled in self.done for name in settled.replaces})
@@ -35,7 +35,11 @@ class Recomputation:
             if name not in voided:
                 settled.note_in(history, name)
                 billed += settled.lines
-        made = settle(self._bill(billed, runs, currency), run=run, account=self.account, history=history)
+        bills = self._bill(billed, runs, currency)
+        if plain:
+            made = as_before_accounts(bills)
+        else:
+            made = settle(bills, run=run, account=self.account, history=history)
         self.done.append((number, made))
         self.runs = runs
         return made

@@ -37,9 +37,12 @@ class TaxRate:
     percent: str
 
 
-def in_force(rates: Iterable[TaxRate], at: int, run_number: int) -> Tax | None:
-    """The tax in force at an instant, as a run knows it; of two from one instant on, the one known last."""
-    known = [rate for rate in rates if rate.starts_at <= at and rate.since_run <= run_number]
+def in_force(rates: Iterable[TaxRate], end_at: int, run_number: int) -> Tax | None:
+    """The tax in force where a period ends, as a run knows it; of two from one instant on, the one known last.
+
+    A period is half-open: a tax that counts from the instant at which it ends is the next one's.
+    """
+    known = [rate for rate in rates if rate.starts_at < end_at and rate.since_run <= run_number]
     if not known:
         return None
     last = max(known, key=lambda rate: (rate.starts_at, rate.since_run))

@@ -82,7 +82,7 @@ def read_history(connection: sa.Connection, customer: str, currency: str, run: R
     counts = sa.and_(mine, counted(run.number))
     found = History(replaced=_replaced(connection, mine, run))
     for row in _ordered(connection, invoice_lines, sa.and_(counts, invoice_lines.c.amount_minor > 0)):
-        found.add_line(row.number, key_from_row(row), row.amount_minor, _tax(row.tax_name, row.tax_percent))
+        found.add_line(row.number, key_from_row(row), row.amount_minor, tax_of(row))
     for row in _ordered(connection, invoice_taxes, counts):
         tax = Tax(name=row.name, percent=row.percent)
         found.add_tax(TaxSum(tax=tax, base_minor=row.base_minor, tax_minor=row.tax_minor, lowers=row.lowers))
@@ -93,8 +93,9 @@ def read_history(connection: sa.Connection, customer: str, currency: str, run: R
     return found
 
 
-def _tax(name: str | None, percent: str | None) -> Tax | None:
-    return None if name is None or percent is None else Tax(name=name, percent=percent)
+def tax_of(row: Any) -> Tax | None:
+    """The tax of a line, as it was when its document became final."""
+    return None if row.tax_name is None else Tax(name=row.tax_name, percent=row.tax_percent)
 
 
 def _ordered(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> Iterable[Any]:
@@ -142,14 +143,10 @@ def insert_settled(connection: sa.Connection, invoice_id: str, settled: Settled)
 
 
 def lowered_by(connection: sa.Connection, number: str) -> str | None:
-    """The number of a credit note that stands and lowers an invoice, if there is one."""
-    stands = invoices.c.state != "void"
-    for table in (invoice_taxes, credit_uses):
-        chosen = sa.select(invoices.c.number).join(table, table.c.invoice == invoices.c.id)
-        found = connection.execute(chosen.where(table.c.lowers == number, stands).limit(1)).scalar()
-        if found is not None:
-            return str(found)
-    return None
+    """The number of a document that stands and lowers a line of another, if there is one."""
+    chosen = sa.select(invoices.c.number).join(invoice_lines, invoice_lines.c.invoice == invoices.c.id)
+    lowering = chosen.where(invoice_lines.c.lowers == number, invoices.c.state != "void")
+    return connection.execute(lowering.order_by(invoices.c.run).limit(1)).scalar()
 
 
 def replacement_of(connection: sa.Connection, number: str) -> str | None:
@@ -158,6 +155,16 @@ def replacement_of(connection: sa.Connection, number: str) -> str | None:
         invoice_replacements, invoice_replacements.c.invoice == invoices.c.id
     )
     return connection.execute(chosen.where(invoice_replacements.c.number == number)).scalar()
+
+
+def overdrawn(connection: sa.Connection, customer: str, currency: str) -> str | None:
+    """A credit of which documents that stand use more than it is, if there is one."""
+    credit, use = accounts.credits.c, credit_uses.c
+    mine = sa.and_(credit.customer == customer, credit.currency == currency, invoices.c.state != "void")
+    joined = sa.select(credit.id).join(credit_uses, use.credit == credit.id)
+    joined = joined.join(invoices, invoices.c.id == use.invoice).where(mine)
+    more = sa.func.sum(use.amount_minor) > credit.amount_minor
+    return connection.execute(joined.group_by(credit.id, credit.amount_minor).having(more).limit(1)).scalar()
 
 
 def insert_payment(connection: sa.Connection, row: dict[str, Any]) -> None:

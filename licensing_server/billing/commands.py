@@ -104,7 +104,8 @@ def show(sh: shell.Shell, invoice_id: str) -> None:
     if sh.as_json:
         return sh.show(found)
     columns = ("description", "service_start_at", "service_end_at", "quantity", "amount", "late")
-    sh.show({name: value for name, value in found.items() if name not in ("lines", "beside")})
+    due = {"due": found.get("due", found["total"])}
+    sh.show({name: value for name, value in found.items() if name not in ("lines", "beside")} | due)
     sh.show_list({"items": found["lines"]}, columns)
     return None
 
@@ -116,7 +117,8 @@ def finalize(sh: shell.Shell, invoice_id: str) -> None:
     """Make a draft an invoice, for good."""
     found = service.finalize(sh.server(), invoice_id)
     shown = ("id", "number", "state", "customer", "currency", "total", "finalized_at")
-    sh.show(found if sh.as_json else {name: found[name] for name in shown})
+    due = {"due": found.get("due", found["total"])}
+    sh.show(found if sh.as_json else {name: found[name] for name in shown} | due)
 
 
 @invoice.command()

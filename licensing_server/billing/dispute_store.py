@@ -36,7 +36,7 @@ disputes = sa.Table(
     sa.Column("invoice", sa.Text, sa.ForeignKey("invoices.id"), nullable=False),
     sa.Column("line", sa.Integer, nullable=False),
     *_key_columns(),
-    sa.Column("amount_minor", sa.BigInteger, nullable=False),  # of the line: it is not collected meanwhile
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),  # of the line, with its tax: not collected meanwhile
     sa.Column("note", sa.Text, nullable=False),
     sa.Column("since_run", sa.BigInteger, nullable=False),
     sa.Column("until_run", sa.BigInteger),
@@ -119,7 +119,7 @@ def end_dispute(connection: sa.Connection, dispute_id: str, *, outcome: str, unt
 
 
 def withheld(connection: sa.Connection, invoice_id: str) -> int:
-    """How much of an invoice's lines is disputed, and not collected meanwhile."""
+    """How much of an invoice's lines, with their taxes, is disputed, and not collected meanwhile."""
     table = disputes.c
     chosen = sa.select(total(table.amount_minor)).where(table.invoice == invoice_id, table.outcome.is_(None))
     return connection.execute(chosen).scalar() or 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from licensing_server.accounts.service import read_amount
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import dispute_store, store
+from licensing_server.billing import account_store, dispute_store, store
 from licensing_server.billing.service import find
 from licensing_server.billing.store import Invoice
 from licensing_server.database import Connection, number_to_come, read
@@ -43,7 +43,7 @@ def dispute(server: Server, invoice_id: str, *, line: int, note: str, once: Once
             "invoice": invoice_id,
             "line": line,
             **dispute_store.key_to_row(key),
-            "amount_minor": found.amount_minor,
+            "amount_minor": _gross(found),
             "note": note,
             "since_run": number_to_come(connection, "billing_run"),
             "until_run": None,
@@ -140,6 +140,12 @@ def _line(connection: Connection, invoice: Invoice, place: int) -> Any:
     if found is None:
         raise ServiceError("not_found", "line")
     return found
+
+
+def _gross(line: Any) -> int:
+    """A line with its tax: neither is collected while it is disputed."""
+    tax = account_store.tax_of(line)
+    return int(line.amount_minor) + (tax.on(line.amount_minor) if tax else 0)
 
 
 def _decided(server: Server, connection: Connection, once: Once, action: str, row: Document) -> Document:

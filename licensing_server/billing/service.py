@@ -163,8 +163,9 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
     Asked again it gives the document as it is.
 
     Raises:
-        ServiceError: `state_conflict` for a draft with no lines left; `signing_unavailable`. Nothing is changed
-            then.
+        ServiceError: `state_conflict` for a draft with no lines left, or one that draws on money which was paid
+            back or taken back since its run began: the next run makes another; `signing_unavailable`. Nothing is
+            changed then.
     """
     with write(server) as connection:
         invoice = find(connection, invoice_id)
@@ -187,6 +188,7 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
         store.finalize(connection, final, evidence, made.settled.lines)
         account_store.insert_settled(connection, final.id, made.settled)
         booking.book(connection, final, made.settled)
+        booking.check_funds(connection, final)  # what was decided since its run began, it does not know
         outbox.announce(server, connection, "invoice.finalized", invoice_id, documents.announced(final))
         about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
         audit_log.append(

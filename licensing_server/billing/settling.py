@@ -82,8 +82,9 @@ def void(server: Server, invoice_id: str, *, note: str, once: Once = NO_KEY) -> 
     The next run bills what is owed anew, in a document that says which one it replaces.
 
     Raises:
-        ServiceError: `not_found`; `state_conflict` for a draft, for what is paid, in part or whole, for an invoice
-            that a credit note lowers, for a line in dispute, or where what a credit note gave is used up.
+        ServiceError: `not_found`; `state_conflict` for a draft, for what is paid, in part or whole, for a document
+            that a later one lowers, for a line in dispute, or where what a credit note gave, to the balance or to
+            a prepaid credit, is used up.
     """
 
     def make(connection: Connection) -> Document:
@@ -93,8 +94,7 @@ def void(server: Server, invoice_id: str, *, note: str, once: Once = NO_KEY) -> 
         store.set_state(connection, invoice_id, "void", void_run=since_run)
         about = booking.about(invoice, server.clock(), "void")
         journal.reverse(connection, about, (INVOICE, CREDIT_NOTE))
-        if journal.balance(connection, invoice.customer, invoice.currency) < 0:
-            raise ServiceError("state_conflict", "what it gave to the balance is used")
+        booking.check_funds(connection, invoice)
         store.delete_drafts(connection, invoice.customer)
         body = {"number": invoice.number, "note": note, "since_run": since_run}
         audit_log.append(

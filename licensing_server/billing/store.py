@@ -79,6 +79,7 @@ invoice_lines = sa.Table(
     sa.Column("quantity_change", sa.BigInteger, nullable=False),  # summed, it is the key's quantity
     sa.Column("tax_name", sa.Text),
     sa.Column("tax_percent", sa.Text),
+    sa.Column("lowers", sa.Text, index=True),  # the number of the document whose line this one lowers
 )
 
 
@@ -288,6 +289,7 @@ def line_to_row(invoice_id: str, place: int, line: Line) -> dict[str, Any]:
         "quantity_change": line.quantity - line.quantity_before,
         "tax_name": line.tax.name if line.tax else None,
         "tax_percent": line.tax.percent if line.tax else None,
+        "lowers": line.lowers,
     }
 
 

@@ -1,12 +1,12 @@
 """An invoice against its evidence: what holds, what does not, and where."""
 
-import copy
 import re
 
 import core_world as world
 import evidence_world as ew
 import pytest
 from evidence_world import forge
+from forging import leaves, one_more, put, server_parts, value_of, with_value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,6 @@ from meterkit.evidence import Bundle
 from meterkit.keys import roots_fingerprint
 
 FINGERPRINT = roots_fingerprint(world.ROOTS, world.THRESHOLD)
-SERVER_KEYS = {"mk-receipt+jws": "receipt", "mk-token+jwt": "token"}
 # What may change without changing what is owed, as long as no bound is crossed; no test by sums can tell.
 INDIFFERENT = [
     r"tokens/.* (exp|nbf|grace_s|anchor\.seq|models\.\d+\.limit)",
@@ -36,54 +35,6 @@ def bundles() -> tuple[Bundle, Bundle]:
 @pytest.fixture(scope="module")
 def second(bundles) -> Bundle:
     return bundles[1]
-
-
-def value_of(bundle: Bundle, name: str):
-    data = bundle.parts[name]
-    return from_bytes(data if name.endswith(".json") else ew.payload(data), bytes_max=10**8)
-
-
-def with_value(bundle: Bundle, name: str, value) -> bytes:
-    """The part with another content, signed with the server's own key where it is a signed one."""
-    if name.endswith(".json"):
-        return to_bytes(value)
-    header = from_bytes(from_base64url(bundle.parts[name].split(b".")[0].decode()), bytes_max=512)
-    kind = envelopes.KINDS[header["typ"]]
-    return signing.sign(kind, value, world.key(SERVER_KEYS[kind.typ])).encode()
-
-
-def leaves(value, path=()):
-    if isinstance(value, dict | list):
-        for step in value if isinstance(value, dict) else range(len(value)):
-            yield from leaves(value[step], (*path, step))
-    else:
-        yield path, value
-
-
-def put(value, path, new):
-    changed = copy.deepcopy(value)
-    place = changed
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = new
-    return changed
-
-
-def one_more(leaf):
-    if type(leaf) is bool:
-        return not leaf
-    if type(leaf) is int:
-        return leaf + 1
-    if isinstance(leaf, str) and re.fullmatch(r"\d+(\.\d+)?", leaf):
-        return leaf[:-1] + str((int(leaf[-1]) + 1) % 10)
-    return None
-
-
-def server_parts(bundle: Bundle):
-    """The parts that the server writes or signs itself: those that it could forge."""
-    for name in sorted(bundle.parts):
-        if name.endswith(".json") or name.startswith(("receipts/", "tokens/")):
-            yield name
 
 
 def test_an_honest_invoice_holds(bundles):

@@ -81,7 +81,7 @@ def test_tax_is_on_top_summed_per_rate_and_rounded_once(biller):
 
 def test_the_rate_is_the_one_in_force_where_the_period_ends(biller):
     tax(biller, "19")
-    tax(biller, "16", starts_at=MARCH)
+    tax(biller, "16", starts_at=FEBRUARY)
     device = biller.device(biller.grant())
     biller.use(device, 100, at("2026-01-05"))
     biller.use(device, 100, at("2026-02-05"))

@@ -13,17 +13,20 @@ from meterkit import money
 
 Units = Mapping[tuple[str, int, str], str]  # what a charge counts, by plan, version and charge
 
-_PURCHASES = ("recurring", "commitment")
+_CATEGORIES = {"measured": "Usage", "estimated": "Usage", "concession": "Credit"}  # all other kinds are purchases
+_FREQUENCIES = {"Usage": "Usage-Based", "Purchase": "Recurring", "Credit": "One-Time"}
 
 
 def write(invoice: Document, *, seller: str, units: Units) -> bytes:
-    """Write a finalized invoice, a row for each line; the same invoice gives the same bytes.
+    """Write a finalized document, a row for each line and one for each tax; the same one gives the same bytes.
 
-    Amounts are before tax. What the customer or the vendor named can be no formula; amounts and quantities stay
-    plain numbers, also below zero. Units that are not charged are no rows.
+    Costs add up to the document's total. What of it is met by prepaid credits or a balance is payment, and no row;
+    nor are units that are not charged. What the customer or the vendor named can be no formula; amounts and
+    quantities stay plain numbers, also below zero.
     """
     shared = _shared(invoice, seller)
     rows = [{**shared, **_line(line, invoice["currency"], units)} for line in invoice["lines"]]
+    rows += [dict.fromkeys(rows[0], "") | shared | _tax(tax, invoice) for tax in invoice.get("taxes", ())]
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=sorted(rows[0], key=_place), lineterminator="\r\n")
     writer.writeheader()
@@ -66,29 +69,54 @@ def _billing_period(invoice: Document) -> tuple[int, int]:
 
 
 def _line(line: Document, currency: str, units: Units) -> dict[str, str | int]:
-    purchase = line["kind"] in _PURCHASES
+    category = _CATEGORIES.get(line["kind"], "Purchase")
+    used = category == "Usage"
     quantity = line["quantity"] - line["quantity_before"]
     unit = units.get((line["plan"], line["version"], line["charge"]), "Units")
     price = f"{line['plan']}/{line['version']}/{line['charge']}"
     amount = money.to_text(line["amount_minor"], currency)
     return {
         "BilledCost": amount,
-        "ChargeCategory": "Purchase" if purchase else "Usage",
-        "ChargeClass": "Correction" if line["late"] else "",
+        "ChargeCategory": category,
+        "ChargeClass": "Correction" if line["late"] or "lowers" in line else "",
         "ChargeDescription": cell(line["description"]),
-        "ChargeFrequency": "Recurring" if purchase else "Usage-Based",
+        "ChargeFrequency": _FREQUENCIES[category],
         "ChargePeriodEnd": instant(line["service_end_at"]),
         "ChargePeriodStart": instant(line["service_start_at"]),
-        "ConsumedQuantity": "" if purchase else quantity,
-        "ConsumedUnit": "" if purchase else cell(unit),
+        "ConsumedQuantity": quantity if used else "",
+        "ConsumedUnit": cell(unit) if used else "",
         "ContractedCost": amount,
         "EffectiveCost": amount,
         "ListCost": amount,
-        "PricingQuantity": quantity,
-        "PricingUnit": cell(unit),
+        "PricingQuantity": "" if category == "Credit" else quantity,
+        "PricingUnit": "" if category == "Credit" else cell(unit),
         "SkuId": cell(f"{line['plan']}/{line['charge']}"),
         "SkuPriceId": cell(price),
         "SubAccountId": cell(line["license"]),
         "x_InvoicedAt": instant(line["invoice_at"]),
         "x_Kind": line["kind"],
+        "x_Lowers": cell(line.get("lowers", "")),
+    }
+
+
+def _tax(tax: Document, invoice: Document) -> dict[str, str | int]:
+    """A tax of the whole document: it is rounded once, and belongs to no line."""
+    start_at, end_at = _billing_period(invoice)
+    amount = money.to_text(tax["tax_minor"], invoice["currency"])
+    base = money.to_text(tax["base_minor"], invoice["currency"])
+    return {
+        "BilledCost": amount,
+        "ChargeCategory": "Tax",
+        "ChargeClass": "Correction" if "lowers" in tax else "",
+        "ChargeDescription": cell(f"{tax['name']}: {tax['percent']} % of {base}"),
+        "ChargeFrequency": "One-Time",
+        "ChargePeriodEnd": instant(end_at),
+        "ChargePeriodStart": instant(start_at),
+        "ContractedCost": amount,
+        "EffectiveCost": amount,
+        "ListCost": amount,
+        "SubAccountType": "",
+        "x_InvoicedAt": instant(invoice["run"]["cut_off"]),
+        "x_Kind": "tax",
+        "x_Lowers": cell(tax.get("lowers", "")),
     }

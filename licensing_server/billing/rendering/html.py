@@ -67,7 +67,7 @@ def _page(sheet: Sheet, rows: tuple[Row, ...], number: int) -> Iterator[str]:
 
 
 def _end(sheet: Sheet) -> Iterator[str]:
-    yield f'<p class="total">Total {_text(sheet.total)}</p>\n'
+    yield f'<p class="total">{sheet.total[0]} {_text(sheet.total[1])}</p>\n'
     if sheet.digest is not None:
         yield f"<p>{_code(sheet.digest)}<br><small>SHA-256 of the evidence</small> "
         yield f"<code>{_text(sheet.digest)}</code></p>\n"

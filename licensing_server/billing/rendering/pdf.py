@@ -146,8 +146,9 @@ def _draw_row(pen: _Pen, row: Row, y: float) -> None:
 
 def _draw_end(pen: _Pen, sheet: Sheet) -> None:
     pen.line(_LEFT, _END_TOP - 1, _RIGHT, _END_TOP - 1)
-    pen.write_line("Total", (_RIGHT - _HALF, _END_TOP), 24, size=_LARGE)
-    pen.write_line(sheet.total, (_RIGHT - _HALF + 24, _END_TOP), _HALF - 24, size=_LARGE, align=Align.R)
+    label, total = sheet.total
+    pen.write_line(label, (_RIGHT - _HALF, _END_TOP), 28, size=_LARGE)
+    pen.write_line(total, (_RIGHT - _HALF + 28, _END_TOP), _HALF - 28, size=_LARGE, align=Align.R)
     if sheet.digest is None:
         return
     _draw_code(pen, sheet.digest, (_LEFT, _END_TOP))

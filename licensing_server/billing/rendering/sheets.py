@@ -36,7 +36,7 @@ class Sheet:
     buyer: tuple[str, str]
     facts: tuple[tuple[str, str], ...]
     pages: tuple[tuple[Row, ...], ...]
-    total: str
+    total: tuple[str, str]
     digest: str | None
     made_at: int
 
@@ -57,10 +57,17 @@ def lay_out(invoice: Document, *, seller: str) -> Sheet:
         buyer=(invoice["customer_name"], invoice["customer"]),
         facts=tuple(_facts(invoice)),
         pages=tuple(tuple(rows[at : at + PAGE_ROWS]) for at in range(0, len(rows), PAGE_ROWS)),
-        total=f"{invoice.get('due', invoice['total'])} {invoice['currency']}",
+        total=_total(invoice),
         digest=invoice["evidence"],
         made_at=invoice["created_at"] if draft else invoice["finalized_at"],
     )
+
+
+def _total(invoice: Document) -> tuple[str, str]:
+    """What ends an invoice: what is left to pay; of a credit note, whose due is nothing, its total."""
+    if "due" in invoice and invoice["kind"] == "invoice":
+        return "Total due", f"{invoice['due']} {invoice['currency']}"
+    return "Total", f"{invoice['total']} {invoice['currency']}"
 
 
 def instant(at: int) -> str:

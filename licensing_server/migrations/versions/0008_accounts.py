@@ -171,8 +171,9 @@ def _extend_invoices() -> None:
     for name in ("due_minor", "balance_minor"):
         op.add_column("invoices", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
     op.add_column("invoices", _number("void_run", nullable=True))
-    for name in ("tax_name", "tax_percent"):
+    for name in ("tax_name", "tax_percent", "lowers"):
         op.add_column("invoice_lines", _text(name, nullable=True))
+    op.create_index(op.f("ix_invoice_lines_lowers"), "invoice_lines", ["lowers"], unique=False)
     op.execute("UPDATE invoices SET due_minor = total_minor")
 
 
