@@ -58,6 +58,7 @@ _MODEL = click.option(
 @click.option("--feature", "features", multiple=True)
 @click.option("--starts-at", type=shell.INSTANT, default=None)
 @click.option("--ends-at", type=shell.INSTANT, default=None)
+@click.option("--anchor-at", type=shell.INSTANT, default=None, help="Periods are counted from its local day.")
 @shell.pass_shell
 def grant(sh: shell.Shell, /, **given: Any) -> None:
     """Grant a license."""

@@ -49,6 +49,7 @@ class NewLicense(Body):
     )
     starts_at: Seconds | None = None
     ends_at: Seconds | None = None
+    anchor_at: Seconds | None = None
 
     def to_terms(self) -> Terms:
         """Hand it to the service."""
@@ -66,6 +67,7 @@ class NewLicense(Body):
             features=tuple(self.features),
             starts_at=self.starts_at,
             ends_at=self.ends_at,
+            anchor_at=self.anchor_at,
         )
 
 

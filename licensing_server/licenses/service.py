@@ -21,6 +21,7 @@ from meterkit.errors import InputError, ServiceError
 from meterkit.licenses import Policy
 
 _TOKEN_REST_BYTES = 1_536  # of a token, what is not models and features
+_ANCHOR_S_MAX = 366 * 86_400
 _MAY_BECOME = {  # the state asked for, and those from which it can be reached
     "suspended": ("active",),
     "active": ("suspended",),
@@ -45,14 +46,19 @@ class Terms:
     plan_version: int | None = None
     starts_at: int | None = None
     ends_at: int | None = None
+    anchor_at: int | None = None
 
 
 def grant(server: Server, terms: Terms, *, once: Once = NO_KEY) -> Document:
     """Grant a license; it is active from its start on, by the plan's version of now or the one named.
 
+    Its periods are counted from the local day that holds `anchor_at`, by default from its first: anchored on the
+    first of a month, it begins with a short period and then goes by calendar months.
+
     Raises:
         ServiceError: `not_found` for a customer, plan, product or model that is not there.
-        InputError: `malformed_members` for an end before the start, or a model named twice.
+        InputError: `malformed_members` for an end before the start, an anchor a year or more away from it, or a
+            model named twice.
     """
 
     def make(connection: Connection) -> Document:
@@ -61,6 +67,9 @@ def grant(server: Server, terms: Terms, *, once: Once = NO_KEY) -> Document:
         if terms.ends_at is not None and terms.ends_at <= starts_at:
             raise InputError("malformed_members", "ends_at: it ends before it starts")
         zone = customers.find(connection, terms.customer).zone
+        anchor_at = starts_at if terms.anchor_at is None else terms.anchor_at
+        if abs(anchor_at - starts_at) >= _ANCHOR_S_MAX:
+            raise InputError("malformed_members", "anchor_at: within a year of the start")
         version = _plan_version(connection, terms)
         license_ = License(
             id=server.make_id("lic"),
@@ -70,7 +79,7 @@ def grant(server: Server, terms: Terms, *, once: Once = NO_KEY) -> Document:
             state="active",
             starts_at=starts_at,
             ends_at=terms.ends_at,
-            anchor_at=max(0, periods.day_start(starts_at, zone)),
+            anchor_at=max(0, periods.day_start(anchor_at, zone)),
             devices_max=terms.devices_max,
             token_life_s=terms.token_life_s,
             grace_s=terms.grace_s,

@@ -424,3 +424,31 @@ def test_a_call_in_flight_at_a_transfer_is_billed_to_the_new_license_and_proves_
     billed = {line["license"]: line["quantity"] for line in draft["lines"]}
     assert billed == {old: 10, new: 3}
     assert biller.audit(biller.finalize(draft["id"])["id"]).holds
+
+
+def test_a_license_anchored_on_the_first_begins_with_a_short_period(biller):
+    """From 10 to 31 January are 22 of 31 days: of 31.00 a month 22.00 are owed, then each whole month."""
+    plan = biller.plan_of(biller.fee("31", due="arrears"))
+    biller.clock.now = at("2026-01-10T15:00")
+    biller.device(biller.grant(plan=plan, anchor_at=at("2026-01-01T12:00")))
+    biller.clock.now = MARCH
+    (draft,) = biller.run()
+    shown = [(line["service_start_at"], line["service_end_at"], line["amount"]) for line in draft["lines"]]
+    assert shown == [(at("2026-01-10"), FEBRUARY, "22.00"), (FEBRUARY, MARCH, "31.00")]
+    biller.finalize(draft["id"])
+    assert biller.audit(draft["id"]).findings == ()
+
+
+def test_an_anchor_after_the_start_counts_back(biller):
+    """Anchored on the 31st to come, the period before it ends there: 31 March is 31 March, 30 April its April."""
+    biller.clock.now = at("2026-03-10")
+    biller.device(biller.grant(plan=biller.plan_of(biller.fee("31", due="arrears")), anchor_at=at("2026-03-31")))
+    biller.clock.now = at("2026-05-01")
+    (draft,) = biller.run()
+    bounds = [(line["service_start_at"], line["service_end_at"]) for line in draft["lines"]]
+    assert bounds == [(at("2026-03-10"), at("2026-03-31")), (at("2026-03-31"), at("2026-04-30"))]
+
+
+def test_an_anchor_far_from_the_start_is_refused(biller):
+    far = biller.clock.now + 366 * DAY
+    assert refused(biller.grant, anchor_at=far) == "malformed_members"
