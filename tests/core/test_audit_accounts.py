@@ -187,7 +187,7 @@ def test_evidence_from_before_there_were_accounts_holds_as_it_did():
 
 
 def falling() -> list[Bundle]:
-    """Nothing was decided about this customer: an invoice, late units that cost less than nothing, and an invoice."""
+    """Nothing was decided about this customer: an invoice, late units that cost less than nothing, an invoice."""
     tiers = [{"up_to": 100, "unit_amount": "1"}, {"up_to": None, "unit_amount": "0.5"}]
     shop = Shop(bt.plan_json(bt.usage_charge({"model": "volume", "tiers": tiers}, model="detector")), months=3)
     crane = shop.device("crane")
