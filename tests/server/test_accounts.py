@@ -1,22 +1,13 @@
 """Taxes, credit notes, prepaid credits, payments, voids, disputes: on a real server, each proved by its audit."""
 
 import pytest
-import sqlalchemy as sa
+from account_ways import APRIL, bill_at, credit, falling, refused, stands, tax, unbalanced
 from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
 
-from licensing_server.accounts import journal
 from licensing_server.accounts import service as accounts
 from licensing_server.billing import disputing, service, settling
-from licensing_server.database import read
 from licensing_server.licenses import service as licenses
 from licensing_server.pages import Page
-from meterkit.errors import InputError, ServiceError
-
-APRIL, MAY = at("2026-04-01"), at("2026-05-01")
-FALLING = {
-    "model": "volume",
-    "tiers": [{"up_to": 100, "unit_amount": "1"}, {"up_to": None, "unit_amount": "0.5"}],
-}
 
 
 @pytest.fixture
@@ -25,46 +16,6 @@ def biller(tmp_path, postgresql):
     yield made
     assert unbalanced(made) == []
     made.remove()
-
-
-def unbalanced(biller) -> list:
-    """Transactions that do not sum to zero."""
-    table = journal.journal.c
-    sums = sa.select(table.number).group_by(table.number).having(sa.func.sum(table.amount_minor) != 0)
-    with read(biller.server) as connection:
-        return connection.execute(sums).all()
-
-
-def refused(act, *args, **named) -> str:
-    with pytest.raises((ServiceError, InputError)) as error:
-        act(*args, **named)
-    return error.value.code
-
-
-def bill_at(biller, instant: int) -> dict:
-    """Bill up to an instant, finalize the one draft, and have it audited."""
-    biller.clock.now = max(biller.clock.now, instant)
-    (draft,) = biller.run(cut_off=instant)
-    final = biller.finalize(draft["id"])
-    assert biller.audit(draft["id"]).findings == ()
-    return final
-
-
-def tax(biller, percent: str, starts_at: int = 0, name: str = "VAT") -> None:
-    made = accounts.set_tax_rate(
-        biller.server, name=name, percent=percent, starts_at=starts_at, customer=biller.customer
-    )
-    assert made["customers"] == 1
-
-
-def stands(biller) -> dict:
-    (item,) = accounts.show(biller.server, biller.customer)["items"]
-    return {name: item[name] for name in ("owes", "prepaid", "balance")}
-
-
-def falling(biller):
-    """A license whose price falls with its volume, so that late units can cost less than nothing."""
-    return biller.device(biller.grant(plan=biller.plan_of(biller.calls_at(FALLING))))
 
 
 def test_tax_is_on_top_summed_per_rate_and_rounded_once(biller):
@@ -181,10 +132,6 @@ def test_a_refund_withdraws_the_draft_that_would_have_used_it(biller):
     settling.refund(biller.server, biller.customer, currency="EUR", amount="49.50", reference="SEPA 1")
     assert refused(biller.finalize, draft["id"]) == "not_found"
     assert bill_at(biller, MARCH + DAY)["due_minor"] == 3000
-
-
-def credit(biller, amount: str, **named) -> str:
-    return accounts.add_credit(biller.server, biller.customer, currency="EUR", amount=amount, **named)["id"]
 
 
 def test_prepaid_credits_pay_in_their_order_for_what_they_cover(biller):

@@ -3,6 +3,7 @@
 import pytest
 import sqlalchemy as sa
 from billing_fleet import FEBRUARY, MARCH, Biller, at
+from killing import Killed, kill_at
 
 from licensing_server.billing import service
 from licensing_server.billing.store import invoice_lines, invoices
@@ -10,34 +11,11 @@ from licensing_server.database import read
 from licensing_server.pages import Page
 
 
-class Killed(BaseException):
-    """The process ends here: nothing of the program may catch it."""
-
-
 @pytest.fixture
 def biller(tmp_path, postgresql):
     made = Biller.start(tmp_path, cluster=postgresql)
     yield made
     made.remove()
-
-
-def kill_at(engine: sa.Engine, nth: int) -> None:
-    """End the process as the nth statement, or commit, is about to be carried out. What begins a transaction is
-    no statement of it.
-    """
-    left = [nth]
-
-    def commit(_):
-        left[0] -= 1
-        if left[0] == 0:
-            raise Killed
-
-    def count(connection, _cursor, statement, *_):
-        if "pg_advisory_xact_lock" not in statement and not statement.startswith("SET TRANSACTION"):
-            commit(connection)
-
-    sa.event.listen(engine, "before_cursor_execute", count)
-    sa.event.listen(engine, "commit", commit)
 
 
 def all_lines(biller) -> list[tuple]:

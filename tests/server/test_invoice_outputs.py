@@ -6,18 +6,20 @@ import hashlib
 import io
 import json
 import re
+from decimal import Decimal
 from html.parser import HTMLParser
 
 import numpy as np
 import pypdfium2
 import pytest
 import zxingcpp
+from account_ways import credit, falling, tax
 from billing_fleet import FEBRUARY, MARCH, Biller, at
 from fleet import Api
 from starlette.testclient import TestClient
 
 from licensing_server.app import create_app
-from licensing_server.billing import outputs
+from licensing_server.billing import disputing, outputs, settling
 from licensing_server.billing.rendering import focus, html, pdf, sheets
 from meterkit import evidence
 
@@ -353,3 +355,118 @@ def test_no_member_of_an_invoice_is_left_out_unthought_of():
         "replaces",
     }
     assert set(evidence.INVOICE_MEMBERS._shapes) == drawn_or_meant
+
+
+def settled(biller) -> dict[str, dict]:
+    """An invoice of 100.00 at 19 % of which a credit pays 30.00, the credit note that lowers it, and both void."""
+    tax(biller, "19")
+    credit(biller, "30", starts_at=0)
+    device = falling(biller)
+    biller.use(device, 100, at("2026-01-05"))
+    biller.clock.now = FEBRUARY
+    invoice = biller.finalize(biller.run()[0]["id"])
+    biller.use(device, 1, at("2026-01-06"))
+    disputing.concede(biller.server, invoice["id"], line=1, amount="1", note="so")
+    biller.clock.now += 60
+    return {"invoice": invoice, "note": biller.finalize(biller.run()[0]["id"])}
+
+
+def as_text(biller, invoice_id: str) -> tuple[str, str]:
+    page = Shown(outputs.as_html(biller.server, invoice_id).data.decode()).text
+    return flat(texts(outputs.as_pdf(biller.server, invoice_id).data)[0]), flat(page)
+
+
+def costs(biller, invoice_id: str) -> list[dict]:
+    data = outputs.as_csv(biller.server, invoice_id).data.decode()
+    return list(csv.DictReader(io.StringIO(data, newline="")))
+
+
+def test_a_taxed_invoice_shows_its_taxes_what_was_paid_ahead_and_what_is_due(biller):
+    invoice = settled(biller)["invoice"]
+    for text in as_text(biller, invoice["id"]):
+        assert "Invoice INV-000001" in text
+        assert "VAT: 19 % of 100.00 EUR" in text
+        assert "19.00 EUR" in text
+        assert "Paid from a prepaid credit" in text
+        assert "-30.00 EUR" in text
+        assert "119.00 EUR" in text
+        assert "Total due 89.00 EUR" in text
+        assert "VOID" not in text
+    usage, vat = costs(biller, invoice["id"])
+    assert (usage["BilledCost"], usage["ChargeCategory"]) == ("100.00", "Usage")
+    assert (vat["BilledCost"], vat["ChargeCategory"], vat["ChargeClass"]) == ("19.00", "Tax", "")
+    assert vat["ChargeDescription"] == "VAT: 19 % of 100.00"
+    empty = ("SkuPriceId", "SkuId", "PricingQuantity", "PricingUnit", "ConsumedQuantity", "SubAccountId")
+    assert {vat[name] for name in empty} == {""}
+    assert (vat["ChargePeriodStart"], vat["ChargePeriodEnd"]) == (
+        usage["ChargePeriodStart"],
+        usage["ChargePeriodEnd"],
+    )
+
+
+def test_a_credit_note_shows_what_it_lowers_and_where_the_money_went(biller):
+    """−49.50 and −1.00, and 19 % of it, 9.595: 9.60. Of 60.10 the credit gets its 30.00, the balance 30.10."""
+    note = settled(biller)["note"]
+    assert (note["total"], note["balance_minor"]) == ("-60.10", -3010)
+    for text in as_text(biller, note["id"]):
+        assert "Credit note CN-000001" in text
+        assert "lowers INV-000001" in text
+        assert "credited of INV-000001" in text
+        assert "Given back to a prepaid credit" in text
+        assert "Added to your balance" in text
+        assert "30.10 EUR" in text
+        assert "Total -60.10 EUR" in text
+        assert "Total due" not in text
+    rows = {row["x_Kind"]: row for row in costs(biller, note["id"])}
+    assert {kind: row["BilledCost"] for kind, row in rows.items()} == {
+        "measured": "-49.50",
+        "concession": "-1.00",
+        "tax": "-9.60",
+    }
+    assert {kind: row["ChargeCategory"] for kind, row in rows.items()} == {
+        "measured": "Usage",
+        "concession": "Credit",
+        "tax": "Tax",
+    }
+    assert {(row["ChargeClass"], row["x_Lowers"], row["InvoiceId"]) for row in rows.values()} == {
+        ("Correction", "INV-000001", "CN-000001")
+    }
+    assert (rows["concession"]["PricingQuantity"], rows["concession"]["ChargeFrequency"]) == ("", "One-Time")
+
+
+def test_a_void_document_says_so_on_every_page_and_its_replacement_names_it(biller):
+    made = settled(biller)
+    for each in (made["note"], made["invoice"]):
+        settling.void(biller.server, each["id"], note="wrong address")
+        for text in as_text(biller, each["id"]):
+            assert flat(sheets.BANNERS["void"]) in text
+    biller.clock.now += 60
+    again = biller.finalize(biller.run()[0]["id"])
+    for text in as_text(biller, again["id"]):
+        assert "CN-000001, INV-000001" in text
+        assert "VOID" not in text
+
+
+@pytest.mark.parametrize("currency", ["EUR", "JPY", "KWD"])
+def test_costs_add_up_to_the_document_s_total(currency):
+    taxes = [
+        {"name": "=VAT", "percent": "19", "base_minor": 1230, "tax_minor": 234},
+        {"name": "GST", "percent": "0", "base_minor": -30, "tax_minor": 0},
+    ]
+    lines = (line(amount_minor=1230), line(amount_minor=-30, kind="concession", lowers="INV-000001"))
+    rows = list(
+        csv.DictReader(
+            io.StringIO(
+                focus.write(document(*lines, currency=currency, taxes=taxes), seller="V", units={}).decode()
+            )
+        )
+    )
+    total = sum(Decimal(row["BilledCost"]) for row in rows)
+    assert total == Decimal(1434).scaleb({"EUR": -2, "JPY": 0, "KWD": -3}[currency])
+    assert rows[2]["ChargeDescription"].startswith("'=VAT: 19 %")
+
+
+def test_an_invoice_that_credits_pay_whole_says_that_nothing_is_due():
+    whole = document(due_minor=0, due="0.00", credits=[{"credit": "cred_1", "amount_minor": 1}])
+    (text,) = texts(drawn(whole))
+    assert "Total due 0.00 EUR" in flat(text)
