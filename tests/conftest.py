@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 from fleet import Api, Fleet
+from hypothesis import HealthCheck, settings
 from postgresql import Cluster
 from starlette.testclient import TestClient
 
 from licensing_server.app import create_app
+
+# How long an example takes is the machine's business, and what else it does: no test is about that.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -117,5 +117,5 @@ class Device(RuleBasedStateMachine):
         assert self.clock.back_s <= self.gone_back_s
 
 
-Device.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Device.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestDevice = Device.TestCase

@@ -33,7 +33,7 @@ from core_world import (
     story,
     token_text,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from meterkit import activation, envelopes, exchange, limits, receipts, signing
@@ -330,7 +330,6 @@ def test_no_mutation_of_what_is_signed_is_taken(name):
                 read(changed)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80), st.binary(max_size=80))
 def test_noise_raises_nothing_but_refusals(text, data):
     for read in (activation.read_code, activation.open_activation, lambda text: exchange.open_batch(text, find)):

@@ -64,7 +64,7 @@ def test_changing_the_roots_takes_the_threshold_of_both():
         assert verdict == ("ok" if min(of_old, of_new) >= 2 else "threshold_unmet"), signers
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
 def test_the_version_held_never_goes_down(versions):
     held = None

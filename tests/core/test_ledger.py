@@ -137,7 +137,6 @@ def test_following_leaves_the_chain_it_began_with_unchanged():
 # -- tampering
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_every_flipped_bit_is_found(members, data):
     entries = chained(members)
@@ -150,7 +149,6 @@ def test_every_flipped_bit_is_found(members, data):
     assert ends_at(bodies, Position(epoch=EPOCH, seq=len(bodies), head=entries[-1].hash)) != "ok"
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_every_record_left_out_repeated_moved_or_added_is_found(members, data):
     entries = chained(members)
@@ -176,7 +174,6 @@ def test_every_record_left_out_repeated_moved_or_added_is_found(members, data):
     assert ends_at(changed, end) != "ok"
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_every_member_changed_is_found_even_where_the_record_stays_sound(members, data):
     """Units, windows, licenses: whatever a forger would like to be other than it was."""
@@ -214,7 +211,7 @@ def test_what_is_no_record_is_refused(body):
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=60) | st.sampled_from(BODIES), max_size=6))
 def test_noise_raises_nothing_but_refusals(bodies):
     outcome(verify_chain, empty_chain(), bodies)
@@ -269,7 +266,6 @@ def test_a_record_that_could_not_be_followed_is_not_written():
 # -- the good part of a damaged ledger
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_the_good_prefix_ends_where_the_damage_begins(members, data):
     bodies = [entry.body for entry in chained(members)]
@@ -288,7 +284,6 @@ def test_a_sound_ledger_is_its_own_good_prefix():
 # -- forks
 
 
-@settings(deadline=None)
 @given(ledgers(), st.data())
 def test_two_ledgers_that_part_are_told_apart_at_the_first_record_that_differs(members, data):
     common = chained(members)

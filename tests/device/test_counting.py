@@ -6,7 +6,7 @@ from collections import Counter as Tally
 
 import pytest
 from device_models import MUL_FEED, frames
-from device_site import LOOPING, MUL, ROWS, limited, recorded, records, session, use
+from device_site import LOOPING, MUL, PATIENCE_S, ROWS, limited, recorded, records, session, use
 
 from device_sdk import DenialError, Device, DeviceError, LicensedSession
 from device_sdk.cells import WORDS_PER_SLOT, pack
@@ -182,13 +182,13 @@ def test_a_call_that_outlasts_its_window_belongs_to_the_one_it_was_admitted_in(s
 
     def slow(*_args) -> str:
         admitted.set()
-        answer.wait(10)
+        assert answer.wait(PATIENCE_S)
         return "answer"
 
     gate = call_gate(device.counter, device.counter.meter(LOOPING.meter), LOOPING.sha256[0], slow)
     caller = threading.Thread(target=gate, args=(None, {}, None))
     caller.start()
-    admitted.wait(10)
+    assert admitted.wait(PATIENCE_S)
     site.time.run_on(3 * WINDOW_S)
     with device.counter.fold_everything() as (_, now, folded):
         assert now.window == window + 3

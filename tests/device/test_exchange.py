@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import vendor as vendors
-from device_site import MUL, START_S, Site, records, session, unchanged, use
+from device_site import MUL, PATIENCE_S, START_S, Site, records, session, unchanged, use
 from vendor import Vendor
 
 from device_sdk.gate import call_gate
@@ -159,14 +159,14 @@ def test_through_stops_at_a_call_in_flight(site, device):
 
     def slow(*_args) -> str:
         admitted.set()
-        answer.wait(10)
+        assert answer.wait(PATIENCE_S)
         return "answer"
 
     window = site.time.now_s // WINDOW_S
     gate = call_gate(device.counter, device.counter.meter(MUL.meter), MUL.sha256[0], slow)
     caller = threading.Thread(target=gate, args=(None, {}, None))
     caller.start()
-    admitted.wait(10)
+    assert admitted.wait(PATIENCE_S)
     site.time.run_on(5 * WINDOW_S)
     (before,) = opened(site, device.make_batches())
     answer.set()

@@ -5,7 +5,7 @@ from collections import Counter as Tally
 
 import pytest
 from device_models import MUL_FEED
-from device_site import LOOPING, MUL, leased, limited, recorded, records, session, use
+from device_site import LOOPING, MUL, PATIENCE_S, leased, limited, recorded, records, session, use
 from vendor import call_model
 
 from device_sdk import DenialError, Device, DeviceError, LicensedSession
@@ -207,13 +207,13 @@ def test_a_call_in_flight_while_the_device_is_closed_is_counted(site):
 
     def slow(*_args) -> str:
         admitted.set()
-        answer.wait(10)
+        assert answer.wait(PATIENCE_S)
         return "answer"
 
     gate = call_gate(device.counter, device.counter.meter(LOOPING.meter), LOOPING.sha256[0], slow)
     caller = threading.Thread(target=gate, args=(None, {}, None))
     caller.start()
-    admitted.wait(10)
+    assert admitted.wait(PATIENCE_S)
     device.close()
     other = site.open()
     assert recorded(other, "looping") == 0

@@ -6,9 +6,21 @@ import device_models
 import numpy as np
 import onnxruntime
 import pytest
-from device_models import MUL_FEED, frames
+from device_models import MUL_FEED, frames, held
 from device_paths import WAYS, bound, cpu, names, ort_value, vector
-from device_site import LOOPING, MUL, ROWS, leased, limited, quiet_options, recorded, records, session
+from device_site import (
+    HOLDING,
+    MUL,
+    ROWS,
+    in_flight,
+    leased,
+    limited,
+    quiet_options,
+    recorded,
+    records,
+    session,
+    wait_until,
+)
 
 from device_sdk import DenialError, DeviceError, LedgerError, LicensedSession
 from meterkit import limits
@@ -169,17 +181,16 @@ def test_threads_count_each_for_themselves(device, licensed, way):
 
 
 def test_a_call_in_flight_is_seen(site, way):
-    device = site.activated(LOOPING)
-    running = session(device, "looping")
-    caller = threading.Thread(target=WAYS[way], args=(running, {"trips": np.array(400_000, np.int64)}))
-    caller.start()
-    seen = False
-    while caller.is_alive() and not seen:
-        with device.counter.fold_everything() as (_, _, folded):
-            seen = folded.in_flight
+    device = site.activated(HOLDING)
+    running = session(device, "holding")
+    with held() as feed:
+        caller = threading.Thread(target=WAYS[way], args=(running, feed))
+        caller.start()
+        wait_until(lambda: in_flight(device))
+        assert recorded(device, "holding") == 0
     caller.join()
-    assert seen
-    assert recorded(device, "looping") == 1
+    assert not in_flight(device)
+    assert recorded(device, "holding") == 1
 
 
 def test_a_ledger_that_cannot_be_written_denies(site, monkeypatch, way):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from device_models import MUL_FEED, frames
+from device_models import MUL_FEED, frames, held
 from device_paths import call_async
-from device_site import LOOPING, MUL, ROWS, leased, limited, recorded, records, session
+from device_site import HOLDING, LOOPING, MUL, PATIENCE_S, ROWS, leased, limited, recorded, records, session
 from vendor import PRODUCT
 
 from device_sdk import DenialError, DeviceError, LicensedSession
@@ -35,14 +35,11 @@ def trips(number: int) -> dict[str, np.ndarray]:
     return {"trips": np.array(number, np.int64)}
 
 
-LONG = trips(300_000)  # a second or so
-
-
 def test_what_it_gives_and_counts(site):
     device = site.activated(MUL, ROWS)
-    (answer,) = call_async(opened(device), MUL_FEED).get(timeout=20)
+    (answer,) = call_async(opened(device), MUL_FEED).get(timeout=PATIENCE_S)
     np.testing.assert_array_equal(answer, session(device).run(None, MUL_FEED)[0])
-    (scaled,) = call_async(opened(device, "rows"), frames(7)).get(timeout=20)
+    (scaled,) = call_async(opened(device, "rows"), frames(7)).get(timeout=PATIENCE_S)
     assert scaled.shape == (7, 4)
     assert recorded(device) == 2
     assert recorded(device, "rows") == 7
@@ -61,7 +58,7 @@ def test_many_at_once_from_several_threads(site):
         asker.start()
     for asker in askers:
         asker.join()
-    assert len([answer.get(timeout=20) for answer in answers]) == 200
+    assert len([answer.get(timeout=PATIENCE_S) for answer in answers]) == 200
     assert recorded(device, "rows") == 50 * (1 + 2 + 3 + 0)
     assert not records(device, "recovery")
 
@@ -73,7 +70,7 @@ def test_a_failed_one_counts_nothing(site):
     for _ in range(5):
         assert "invalid dimensions" in str(failure(running, bad))
     assert "INVALID_ARGUMENT" in str(failure(session(device), MUL_FEED))  # it has one intra-op thread
-    call_async(running, MUL_FEED).get(timeout=20)
+    call_async(running, MUL_FEED).get(timeout=PATIENCE_S)
     assert recorded(device) == 1
     assert leased(device) <= 1
 
@@ -81,23 +78,25 @@ def test_a_failed_one_counts_nothing(site):
 def failure(running, feed) -> object:
     """What a call failed with, at once or by its callback."""
     try:
-        return call_async(running, feed).get(timeout=20)
+        return call_async(running, feed).get(timeout=PATIENCE_S)
     except Exception as fault:  # noqa: BLE001 - of whatever kind ONNX Runtime makes it
         return fault
 
 
 def test_a_limit_is_kept_at_admission(site):
-    device = site.activated(limited(LOOPING, 3))
-    running = opened(device, "looping")
-    waiting = [call_async(running, LONG) for _ in range(3)]
+    device = site.activated(limited(HOLDING, 3))
+    running = opened(device, "holding")
     told = []
-    denying = opened(device, "looping", on_denied=told.append)
-    with pytest.raises(DenialError) as caught:
-        call_async(denying, LONG)
+    denying = opened(device, "holding", on_denied=told.append)
+    with held() as feed:
+        waiting = [call_async(running, feed) for _ in range(3)]
+        with pytest.raises(DenialError) as caught:
+            call_async(denying, feed)
+        assert recorded(device, "holding") == 0
     assert [denial.code for denial in told] == [caught.value.code] == ["limit_reached"]
     for answers in waiting:
-        answers.get(timeout=60)
-    assert recorded(device, "looping") == 3
+        answers.get(timeout=PATIENCE_S)
+    assert recorded(device, "holding") == 3
 
 
 def test_a_call_belongs_to_the_window_in_which_it_was_admitted(site):
@@ -113,7 +112,7 @@ def test_a_call_belongs_to_the_window_in_which_it_was_admitted(site):
         assert folded.open_window == window
     release.set()
     for answers in (waiting, later):
-        answers.get(timeout=60)
+        answers.get(timeout=PATIENCE_S)
     assert recorded(device, "looping") == 3
     found = {}
     for record in records(device, "usage"):
@@ -128,20 +127,22 @@ def hold_the_only_answering_thread(running: LicensedSession) -> threading.Event:
 
     def hold(*_: object) -> None:
         counted.set()
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
     running.run_async(None, trips(1), hold, None)
-    assert counted.wait(20)
+    assert counted.wait(PATIENCE_S)
     return release
 
 
 def test_a_call_in_flight_while_the_device_is_closed_is_counted(site):
-    device = site.activated(LOOPING)
-    waiting = call_async(opened(device, "looping"), LONG)
-    device.close()
-    after = site.open()
-    waiting.get(timeout=60)
-    assert recorded(after, "looping") == 1
+    device = site.activated(HOLDING)
+    with held() as feed:
+        waiting = call_async(opened(device, "holding"), feed)
+        device.close()
+        after = site.open()
+        assert recorded(after, "holding") == 0
+    waiting.get(timeout=PATIENCE_S)
+    assert recorded(after, "holding") == 1
     assert leased(after) == 0
 
 

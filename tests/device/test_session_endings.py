@@ -7,14 +7,26 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from subprocess import PIPE
 
 import device_endings
+import psutil
 import pytest
 from device_models import MUL_FEED
 from device_paths import WAYS
-from device_site import LOOPING, MUL, leased, limited, recorded, records, session
+from device_site import (
+    HOLDING,
+    MUL,
+    PATIENCE_S,
+    in_flight,
+    leased,
+    limited,
+    recorded,
+    records,
+    session,
+    wait_until,
+)
 from vendor import PRODUCT
 
 from device_sdk import DenialError
@@ -31,9 +43,7 @@ def start():
     def begin(site, way, ending):
         trust = site.vendor.trust
         argv = [sys.executable, SCRIPT, site.path, trust.issuer, trust.roots[0], PRODUCT, way, ending]
-        process = subprocess.Popen(
-            [str(arg) for arg in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([str(arg) for arg in argv], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
         started.append(process)
         return process
 
@@ -47,7 +57,7 @@ def start():
 def real(site):
     """A device under the real clocks, which its processes share."""
     site.time.set_true()
-    return site.activated(MUL, LOOPING, real_clocks=True)
+    return site.activated(MUL, HOLDING, real_clocks=True)
 
 
 @pytest.mark.parametrize("ending", EXIT_CODES)
@@ -55,7 +65,7 @@ def test_a_process_that_ends_without_close_is_recorded_by_the_next(site, real, s
     for way in ("run", "run_with_iobinding"):
         before = recorded(real)
         process = start(site, way, ending)
-        said, complained = process.communicate(timeout=60)
+        said, complained = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == EXIT_CODES[ending], complained
         assert ("LookupError" in complained) == (ending == "exception")
         assert recorded(real) - before == json.loads(said)["delivered"] == device_endings.CALLS
@@ -67,19 +77,22 @@ def test_a_process_that_ends_without_close_is_recorded_by_the_next(site, real, s
 def test_an_interrupt_in_the_midst_of_a_call_leaves_the_counts_right(site, real, start, way):
     process = start(site, way, "interrupted")
     assert json.loads(process.stdout.readline()) == {"ready": True}
-    in_flight = False
-    while not in_flight and process.poll() is None:
-        time.sleep(0.005)  # or the process would hardly find the ledger free
-        with real.counter.fold_everything() as (_, _, folded):
-            in_flight = folded.in_flight
+    wait_until(lambda: in_flight(real))
+    admitted_s = used_s(process)
+    wait_until(lambda: used_s(process) > admitted_s + 0.05)  # long past the gate: the model turns round and round
     process.send_signal(signal.SIGINT)
-    said, complained = process.communicate(timeout=60)
+    said, complained = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, complained
     told = json.loads(said)
     assert told["interrupted"] == (way in {"run_with_iobinding", "run_with_ortvaluevector"})
     delivered = told["delivered"] + told["interrupted"]
-    assert delivered <= recorded(real, "looping") <= delivered + 1
+    assert delivered <= recorded(real, "holding") <= delivered + 1
     assert not records(real, "recovery")
+
+
+def used_s(process: subprocess.Popen) -> float:
+    """What its main thread has had of a processor."""
+    return next(each.user_time for each in psutil.Process(process.pid).threads() if each.id == process.pid)
 
 
 def test_tasks_on_threads_are_each_counted(site):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from device_damage import flip, raw, set_body
-from device_site import MUL, NS, ROWS, Site, leased, limited, recorded, records, session, use
+from device_site import MUL, NS, PATIENCE_S, ROWS, Site, leased, limited, recorded, records, session, use
 from vendor import PRODUCT
 
 from device_sdk import Device
@@ -204,7 +204,7 @@ def test_a_writer_that_waited_while_the_ledger_was_set_aside_writes_to_the_new_o
     epochs: list[str] = []
 
     def late() -> None:
-        replacing.wait(10)
+        assert replacing.wait(PATIENCE_S)
         with second.counter.transaction() as tx:
             epochs.append(tx.epoch())
 
@@ -228,7 +228,7 @@ def test_a_writer_that_had_just_connected_looks_again(site, monkeypatch):
         made = begin(store)
         if threading.current_thread().name == "late":
             reached.set()
-            go.wait(10)
+            assert go.wait(PATIENCE_S)
         return made
 
     monkeypatch.setattr(LedgerStore, "_connect", slow)
@@ -241,7 +241,7 @@ def test_a_writer_that_had_just_connected_looks_again(site, monkeypatch):
 
     writer = threading.Thread(target=late, name="late")
     writer.start()
-    reached.wait(10)
+    assert reached.wait(PATIENCE_S)
     first.make_batches()
     go.set()
     writer.join()

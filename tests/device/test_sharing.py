@@ -6,10 +6,9 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from device_processes import Worker
-from device_site import LOOPING, MUL, leased, limited, recorded, records, session, use
+from device_site import MUL, leased, limited, recorded, records, session, use
 from vendor import PRODUCT
 from vendor import code as activation_code
 
@@ -266,24 +265,3 @@ def test_requests_and_usage_do_not_disturb_each_other(site):
         asker.join()
     assert not faults
     assert recorded(device) == 25
-
-
-def test_a_long_call_of_a_real_model_is_in_flight(site):
-    device = site.activated(LOOPING)
-    running = session(device, "looping")
-    started = threading.Event()
-
-    def call() -> None:
-        started.set()
-        running.run(None, {"trips": np.array(400_000, np.int64)})
-
-    caller = threading.Thread(target=call)
-    caller.start()
-    started.wait()
-    seen = False
-    while caller.is_alive() and not seen:
-        with device.counter.fold_everything() as (_, _, folded):
-            seen = folded.in_flight
-    caller.join()
-    assert seen
-    assert recorded(device, "looping") == 1

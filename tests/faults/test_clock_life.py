@@ -114,6 +114,6 @@ class ClockedDevice(RuleBasedStateMachine):
 
 
 ClockedDevice.TestCase.settings = settings(
-    max_examples=int(EXAMPLES or 30), stateful_step_count=30, deadline=None, derandomize=EXAMPLES is None
+    max_examples=int(EXAMPLES or 30), stateful_step_count=30, derandomize=EXAMPLES is None
 )
 TestClockedDevice = ClockedDevice.TestCase

@@ -334,7 +334,6 @@ def lives(share: float) -> settings:
     return settings(
         max_examples=int(share * int(EXAMPLES or 150)),
         stateful_step_count=40,
-        deadline=None,
         derandomize=EXAMPLES is None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),

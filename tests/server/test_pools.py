@@ -262,7 +262,7 @@ def test_honest_devices_never_use_more_than_the_pool(first_fleet, tmp_path_facto
             return first_fleet.copy(tmp_path_factory.mktemp("pool"), seed=next(seeds))
 
     test = Case.TestCase
-    test.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+    test.settings = settings(max_examples=15, stateful_step_count=25)
     test().runTest()
 
 

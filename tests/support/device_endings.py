@@ -3,8 +3,9 @@
     device_endings.py DIRECTORY ISSUER ROOT PRODUCT WAY ENDING
 
 Endings: `return`, `sys.exit`, `os._exit`, `exception`, `abandoned` (a generator that is never finished), `thread`
-(a daemon thread is still running) make five short calls; none closes the device. `interrupted` makes long calls
-until Ctrl-C comes in the midst of one. It says on stdout, as one line of JSON, what was delivered to it.
+(a daemon thread is still running) make five short calls; none closes the device. `interrupted` makes them too, and
+then one that lasts until stdin ends, so that Ctrl-C comes in the midst of it. It says on stdout, as one line of
+JSON, what was delivered to it.
 """
 
 import json
@@ -14,14 +15,13 @@ import sys
 import threading
 
 import numpy as np
-from device_models import MUL_FEED, looping, mul
+from device_models import MUL_FEED, holding, mul
 from device_paths import WAYS, cpu, names, ort_value, vector
 from device_site import quiet_options, quiet_run_options
 
 from device_sdk import Device, LicensedSession, Trust
 
 CALLS = 5
-TRIPS = {"trips": np.array(400_000, np.int64)}  # about half a second
 
 
 def say(**what) -> None:
@@ -57,32 +57,40 @@ def end(running, way, ending) -> None:
 
 
 def until_interrupted(running, way) -> None:
-    """Make long calls into memory of our own, until one is interrupted; say what of it can be read then."""
-    into = np.array(-1, np.int64)
-    call = caller(running, way, into)
-    delivered = 0
+    """Make a call into memory of our own that is interrupted; say what of it can be read then."""
+    feed, into = {"held": np.array(False)}, np.array(-1, np.int64)  # noqa: FBT003 - a tensor of it
+    call = caller(running, way, feed, into)
+    for _ in range(CALLS):
+        call()
+    into[...] = -1
+    feed["held"][...] = True
+    threading.Thread(target=let_go_at_the_end, args=(feed,), daemon=True).start()
+    delivered = CALLS
     say(ready=True)
     try:
-        while True:
-            into[...] = -1
-            call()
-            delivered += 1
+        call()
+        delivered += 1
     except KeyboardInterrupt:
-        say(delivered=delivered, interrupted=int(into) == int(TRIPS["trips"]))
+        say(delivered=delivered, interrupted=int(into) != -1)
 
 
-def caller(running, way, into):
+def let_go_at_the_end(feed) -> None:
+    sys.stdin.read()
+    feed["held"][...] = False
+
+
+def caller(running, way, feed, into):
     """A call whose answer goes into the array, where the way to run allows that."""
     value = ort_value(into)
     if way == "run_with_iobinding":
         binding = running.io_binding()
-        binding.bind_cpu_input("trips", TRIPS["trips"])
+        binding.bind_cpu_input("held", feed["held"])
         binding.bind_ortvalue_output(names(running)[0], value)
         return lambda: running.run_with_iobinding(binding)
     if way == "run_with_ortvaluevector":
-        rest = ["trips"], vector(TRIPS["trips"]), names(running), vector(into), [cpu()]
+        rest = ["held"], vector(feed["held"]), names(running), vector(into), [cpu()]
         return lambda: running.run_with_ortvaluevector(quiet_run_options(), *rest)
-    return lambda: WAYS[way](running, TRIPS)
+    return lambda: WAYS[way](running, feed)
 
 
 def main() -> None:
@@ -90,7 +98,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started it may have it ignored
     device = Device.open(directory, trust=Trust(issuer=issuer, roots=(root,)), product=product)
     if ending == "interrupted":
-        until_interrupted(LicensedSession(looping(), quiet_options(), device=device, model="looping"), way)
+        until_interrupted(LicensedSession(holding(), quiet_options(), device=device, model="holding"), way)
     else:
         end(LicensedSession(mul(), quiet_options(), device=device, model="mul"), way, ending)
 

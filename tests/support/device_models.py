@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,14 +49,10 @@ def frames(count: int) -> dict[str, np.ndarray]:
     return {"frames": np.ones((count, 4), np.float32), "scale": np.full(4, 2, np.float32)}
 
 
-@functools.cache
-def looping() -> bytes:
-    """trips [] → how often the loop ran: a call lasts as long as its caller wants."""
+def _loop(name: str, given: onnx.ValueInfoProto, trips: str, go: str, go_on: onnx.NodeProto) -> bytes:
+    """One input → how often the loop ran."""
     body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Add", ["sum_in", "one"], ["sum_out"]),
-        ],
+        [go_on, helper.make_node("Add", ["sum_in", "one"], ["sum_out"])],
         "body",
         [
             helper.make_tensor_value_info("turn", TensorProto.INT64, []),
@@ -68,13 +66,37 @@ def looping() -> bytes:
         initializer=[numpy_helper.from_array(np.array(1, np.int64), "one")],
     )
     graph = helper.make_graph(
-        [helper.make_node("Loop", ["trips", "", "zero"], ["turns"], body=body)],
-        "looping",
-        [helper.make_tensor_value_info("trips", TensorProto.INT64, [])],
+        [helper.make_node("Loop", [trips, go, "zero"], ["turns"], body=body)],
+        name,
+        [given],
         [helper.make_tensor_value_info("turns", TensorProto.INT64, [])],
         initializer=[numpy_helper.from_array(np.array(0, np.int64), "zero")],
     )
     return _model(graph).SerializeToString()
+
+
+@functools.cache
+def looping() -> bytes:
+    """trips [] → how often the loop ran: a call lasts as long as its caller wants."""
+    trips = helper.make_tensor_value_info("trips", TensorProto.INT64, [])
+    return _loop("looping", trips, "trips", "", helper.make_node("Identity", ["go"], ["go_on"]))
+
+
+@functools.cache
+def holding() -> bytes:
+    """held [] → how often the loop ran: a call lasts until the memory that was fed says False."""
+    held = helper.make_tensor_value_info("held", TensorProto.BOOL, [])
+    return _loop("holding", held, "", "held", helper.make_node("And", ["held", "go"], ["go_on"]))
+
+
+@contextmanager
+def held() -> Iterator[dict[str, np.ndarray]]:
+    """What to feed `holding`: calls are in flight, in the model, until the block ends."""
+    feed = {"held": np.array(True)}  # noqa: FBT003 - a tensor of it
+    try:
+        yield feed
+    finally:
+        feed["held"][...] = False
 
 
 def _external(name: str) -> onnx.TensorProto:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
+from device_site import PATIENCE_S
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 Feed = dict[str, np.ndarray]
@@ -78,7 +79,7 @@ def call_async(session: onnxruntime.InferenceSession, feed: Feed) -> queue.Simpl
 
 
 def run_async(session: onnxruntime.InferenceSession, feed: Feed) -> list[np.ndarray]:
-    answer = call_async(session, feed).get(timeout=20)
+    answer = call_async(session, feed).get(timeout=PATIENCE_S)
     if isinstance(answer, str):
         raise native.InvalidArgument(answer)
     return answer

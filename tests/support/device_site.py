@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,9 @@ BOOTS = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(1, 100)
 MUL = call_model("mul", device_models.digest(device_models.mul()))
 ROWS = item_model("rows", device_models.digest(device_models.rows()), "frames")
 LOOPING = call_model("looping", device_models.digest(device_models.looping()))
-BYTES = {"mul": device_models.mul, "rows": device_models.rows, "looping": device_models.looping}
+HOLDING = call_model("holding", device_models.digest(device_models.holding()))
+BYTES = {name: getattr(device_models, name) for name in ("mul", "rows", "looping", "holding")}
+PATIENCE_S = 60  # how long a test waits for what must come, before it fails; nothing is measured
 
 
 def limited(terms: ModelTerms, limit: int | None) -> ModelTerms:
@@ -178,6 +180,20 @@ def digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def wait_until(met: Callable[[], object]) -> None:
+    """Return when it is so, however long that takes in good order."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # or another process would hardly find the ledger free
+
+
+def in_flight(device: Device) -> bool:
+    """Whether a call was admitted whose answer is not counted yet, after folding everything."""
+    with device.counter.fold_everything() as (_, _, folded):
+        return folded.in_flight
 
 
 @contextmanager
