@@ -300,7 +300,7 @@ def test_a_credit_gets_back_no_more_than_it_paid_for_the_invoice_that_is_lowered
 
 
 def test_a_credit_gets_back_no_more_than_its_invoice_is_lowered_by():
-    """a paid 5.00 for January and b 5.00 for February. January falls by 1.00 and February by 3.00: so 1.00 and 3.00
+    """a paid 5.00 for January and b 5.00 for February. January falls by 1.00 and February by 3.00: 1.00 and 3.00
     go back, not 4.00 to the first."""
     book = Book()
     book.credit(500, expires_at=1)
