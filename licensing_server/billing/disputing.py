@@ -12,6 +12,7 @@ from licensing_server.audit_log import service as audit_log
 from licensing_server.billing import account_store, dispute_store, store
 from licensing_server.billing.service import find
 from licensing_server.billing.store import Invoice
+from licensing_server.customers import service as customers
 from licensing_server.database import Connection, number_to_come, read
 from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document
@@ -156,8 +157,13 @@ def _decided(server: Server, connection: Connection, once: Once, action: str, ro
 
 
 def show(server: Server, customer_id: str) -> Document:
-    """Show a customer's disputes and concessions."""
+    """Show a customer's disputes and concessions.
+
+    Raises:
+        ServiceError: `not_found`.
+    """
     with read(server) as connection:
+        customers.find(connection, customer_id)
         return {
             "disputes": dispute_store.list_disputes(connection, customer_id),
             "concessions": dispute_store.list_concessions(connection, customer_id),

@@ -299,6 +299,21 @@ def test_a_credit_gets_back_no_more_than_it_paid_for_the_invoice_that_is_lowered
     assert (uses(note), note.balance_minor) == ([("cred_00", -100)], 0)
 
 
+def test_a_credit_gets_back_no_more_than_its_invoice_is_lowered_by():
+    """a paid 5.00 for January and b 5.00 for February. January falls by 1.00 and February by 3.00: 1.00 and 3.00
+    go back, not 4.00 to the first."""
+    book = Book()
+    book.credit(500, expires_at=1)
+    book.credit(500)
+    book.owed[key()] = 500
+    book.run(30)
+    book.owed[key(month=1)] = 500
+    book.run(60)
+    book.owed |= {key(): 400, key(month=1): 200}
+    _, note = book.run(61)
+    assert uses(note) == [("cred_00", -100), ("cred_01", -300)]
+
+
 # -- void documents (§5)
 
 

@@ -193,7 +193,7 @@ def test_whatever_is_done_to_an_account_it_stays_in_order(tmp_path, postgresql):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=int(EXAMPLES or 10),
+            max_examples=int(EXAMPLES or 4),
             stateful_step_count=30,
             deadline=None,
             derandomize=EXAMPLES is None,
