@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -189,6 +190,21 @@ def wait_until(met: Callable[[], object]) -> None:
     while not met():
         assert time.monotonic() < deadline
         time.sleep(0.005)  # or another process would hardly find the ledger free
+
+
+def run_to_their_end(*threads: threading.Thread) -> None:
+    """Start them, and return when the system knows them no more."""
+    for thread in threads:
+        thread.start()
+    wait_for_the_end(*threads)
+
+
+def wait_for_the_end(*threads: threading.Thread) -> None:
+    """Until the system knows them no more: a thread can be joined before it lets go of its cell."""
+    for thread in threads:
+        thread.join()
+        while Path(f"/proc/self/task/{thread.native_id}").exists():
+            time.sleep(0)
 
 
 def in_flight(device: Device) -> bool:
