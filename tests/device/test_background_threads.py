@@ -9,14 +9,13 @@ import weakref
 from pathlib import Path
 
 import pytest
-from device_site import LOOPING, MUL, leased, recorded, records, session, use
+from device_site import LOOPING, MUL, PATIENCE_S, leased, recorded, records, session, use, wait_until
 from http_answers import REPLY, hangs_up, made
 from vendor import PRODUCT
 
 from meterkit import limits
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "background_device.py"
-PATIENCE_S = 60
 
 
 class Hanging:
@@ -50,13 +49,6 @@ def real(site):
     device = site.activated(MUL, LOOPING, real_clocks=True)
     use(session(device), 3)
     return device
-
-
-def wait_until(met) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def sync_threads() -> set[threading.Thread]:

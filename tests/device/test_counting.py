@@ -6,7 +6,19 @@ from collections import Counter as Tally
 
 import pytest
 from device_models import MUL_FEED, frames
-from device_site import LOOPING, MUL, PATIENCE_S, ROWS, limited, recorded, records, session, use
+from device_site import (
+    LOOPING,
+    MUL,
+    PATIENCE_S,
+    ROWS,
+    limited,
+    recorded,
+    records,
+    run_to_their_end,
+    session,
+    use,
+    wait_for_the_end,
+)
 
 from device_sdk import DenialError, Device, DeviceError, LicensedSession
 from device_sdk.cells import WORDS_PER_SLOT, pack
@@ -27,9 +39,7 @@ def in_thread(work, *args) -> None:
         except BaseException as fault:  # noqa: BLE001 - raised again by the caller
             caught.append(fault)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
+    run_to_their_end(threading.Thread(target=run))
     if caught:
         raise caught[0]
 
@@ -113,8 +123,7 @@ def test_more_threads_than_slots_is_a_typed_error_and_uses_nothing_up(site, monk
             use(running)
         assert caught.value.code == "cells_exhausted"
     go.set()
-    for holder in holders:
-        holder.join()
+    wait_for_the_end(*holders)
     assert recorded(device) == 4
     use(running, 96)
     assert recorded(device) == 100

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
-from device_site import MUL, ROWS, leased, limited, recorded, records, session, use
+from device_site import MUL, ROWS, leased, let_go, limited, recorded, records, session, use
 
 from device_sdk import DenialError, Device
 
 
 def die(device: Device) -> None:
     """What the end of a process does to its cell file: its lock is free."""
-    os.close(device.counter.own.file._handle)
+    let_go(device.counter.own.file._handle)
 
 
 def flags_and_units(device: Device) -> list[tuple[tuple[str, ...], int, int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from device_processes import Worker
-from device_site import MUL, leased, limited, recorded, records, session, use
+from device_site import MUL, PATIENCE_S, leased, let_go, limited, recorded, records, session, use
 from vendor import PRODUCT
 from vendor import code as activation_code
 
@@ -17,6 +17,7 @@ from device_sdk import folding as folding_module
 from meterkit import limits
 
 WINDOW_S = limits.WINDOW_S
+TURNS = 100
 FOLDING = Path(__file__).parents[1] / "support" / "device_folding.py"
 
 
@@ -33,11 +34,18 @@ def test_processes_that_write_without_a_pause_take_turns(site):
     writing = [subprocess.Popen([str(arg) for arg in argv], **pipes) for _ in range(3)]
     for process in writing:
         assert process.stdout.readline() == "ready\n"
-    for number in range(200):
+    seen = []
+    for _ in range(TURNS + 1):
         with device.counter.transaction() as tx:
-            tx.set_state("read", number)
-    written = [int(process.communicate(timeout=60)[0]) for process in writing]
-    assert max(written) < 10 * min(200, *written)
+            seen.append([tx.get_state(f"written {process.pid}") for process in writing])
+            tx.set_state("seen", len(seen))
+    for process in writing:
+        process.stdin.close()
+        process.stdout.close()
+    ended = [process.wait(PATIENCE_S) for process in writing]
+    turns = [after - before for before, after in zip(seen[0], seen[-1], strict=True)]
+    assert ended == [0] * 3
+    assert max(turns) < 10 * min(TURNS, *turns)
 
 
 def test_processes_too_short_for_an_edge_leave_few_files_behind(site):
@@ -49,7 +57,7 @@ def test_processes_too_short_for_an_edge_leave_few_files_behind(site):
         short = site.open()
         gone.append(session(short))  # kept: its cells would be retired with it
         use(gone[-1])
-        os.close(short.counter.own.file._handle)  # what the end of a process does
+        let_go(short.counter.own.file._handle)
         left = number % (kept - 1) + 1
         assert len(list(Path(device.vault.cells).iterdir())) == 1 + left <= kept
     use(living)
@@ -209,13 +217,6 @@ def test_a_child_does_not_keep_its_dead_parents_lock(site):
         os.waitpid(child, 0)
         for pipe in (running, runs, waiting, end):
             os.close(pipe)
-
-
-def let_go(handle: int) -> None:
-    """Close the file behind a descriptor, as its process's end would; the number itself stays taken."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, handle, inheritable=False)
-    os.close(nothing)
 
 
 def test_folding_leaves_no_file_open(site, monkeypatch):

@@ -22,6 +22,7 @@ from meterkit.exchange import open_batch
 KILLS = int(os.environ.get("METERKIT_TEST_KILLS", "50"))
 LIMITED_KILLS = max(2, KILLS // 5)
 THREADS = 4
+ANSWERS = (0, 0, 200, 1_000)
 SEED = 20_261_122
 
 
@@ -65,13 +66,14 @@ class Folder(threading.Thread):
 
 
 def kill_by_two(site: Site, kills: int, chance: random.Random) -> list[Worker]:
-    """Keep two workers up; kill the older one after a random time, until so many are killed."""
+    """Keep two workers up; kill the older one after some answers and a random time, until so many are killed."""
     killed: list[Worker] = []
     running = [Worker(site, THREADS)]
     while len(killed) < kills:
         running.append(Worker(site, THREADS))
         if chance.random() < 0.9:  # the others are killed while they open the directory, or before
             running[0].wait_ready()
+            running[0].wait_delivered(chance.choice(ANSWERS))
         time.sleep(chance.uniform(0, 0.3) ** 2 * 3)
         oldest = running.pop(0)
         oldest.kill()

@@ -50,7 +50,7 @@ def server(tmp_path, model_path):
     made.start()
     made.offer("mul", hashlib.sha256(model_path.read_bytes()).hexdigest(), PLAN)
     yield made
-    made.stop()
+    made.close()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def fleet(tmp_path, postgresql):
 
 def test_a_life_over_a_socket_leaves_no_secret_in_the_log(fleet, serve, tmp_path):
     url = serve()
-    with httpx2.Client(base_url=url) as client:
+    with httpx2.Client(base_url=url, timeout=60) as client:
         api = Api(client, fleet.made.api_key)
         license_id = fleet.grant()
         code = api.post(f"/v1/licenses/{license_id}/codes", {})["code"]

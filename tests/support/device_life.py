@@ -1,12 +1,11 @@
 """A device that is used while its clocks go wrong, and what must hold for what it used, whatever they do."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import device_models
-from device_site import MUL, NS, FakeClocks, Site, recorded, records, session
+from device_site import MUL, NS, FakeClocks, Site, let_go, recorded, records, session
 from vendor import Vendor
 
 from device_sdk import Device, LicensedSession, MeterkitError
@@ -78,7 +77,7 @@ class Life:
     def lose_power(self, off_s: float, *, wall_s: float | None = None) -> None:
         """As `reboot`, but nothing was closed: the cells are as the disk had them."""
         self._gone = (self.device, self.running)  # its cells are not retired: their process is no more
-        os.close(self.device.counter.own.file._handle)
+        let_go(self.device.counter.own.file._handle)
         self._start(off_s, wall_s)
 
     def _start(self, off_s: float, wall_s: float | None) -> None:

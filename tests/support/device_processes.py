@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from device_site import Site
@@ -15,7 +16,7 @@ _SCRIPT = Path(__file__).with_name("device_worker.py")
 class Worker:
     """One process that runs the licensed model in some threads. What it delivered is in `delivered`.
 
-    With `go` it waits, when it is ready, until there is a file of that name.
+    With `go` it makes one call, says that it is ready, and waits until there is a file of that name.
     """
 
     def __init__(self, site: Site, threads: int, calls: int | None = None, go: Path | None = None) -> None:
@@ -39,6 +40,11 @@ class Worker:
         """Return when it is about to begin."""
         line = self._process.stderr.readline().strip()
         assert line == "ready", line + self._process.stderr.read()
+
+    def wait_delivered(self, calls: int) -> None:
+        """Return when it has delivered so many, or has ended."""
+        while os.fstat(self._told.fileno()).st_size < calls and self._process.poll() is None:
+            time.sleep(0.001)
 
     def kill(self) -> None:
         """SIGKILL, wherever it is."""

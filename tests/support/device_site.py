@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,10 +192,34 @@ def wait_until(met: Callable[[], object]) -> None:
         time.sleep(0.005)  # or another process would hardly find the ledger free
 
 
+def run_to_their_end(*threads: threading.Thread) -> None:
+    """Start them, and return when the system knows them no more."""
+    for thread in threads:
+        thread.start()
+    wait_for_the_end(*threads)
+
+
+def wait_for_the_end(*threads: threading.Thread) -> None:
+    """Until the system knows them no more: a thread can be joined before it lets go of its cell."""
+    for thread in threads:
+        thread.join()
+        while Path(f"/proc/self/task/{thread.native_id}").exists():
+            time.sleep(0)
+
+
 def in_flight(device: Device) -> bool:
     """Whether a call was admitted whose answer is not counted yet, after folding everything."""
     with device.counter.fold_everything() as (_, _, folded):
         return folded.in_flight
+
+
+def let_go(handle: int) -> None:
+    """Close the file behind a descriptor, as its process's end would. The number itself stays taken: who owned it
+    will close it once more, and by then it might be somebody else's.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, handle, inheritable=False)
+    os.close(nothing)
 
 
 @contextmanager

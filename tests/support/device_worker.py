@@ -2,9 +2,9 @@
 
     device_worker.py DIRECTORY ISSUER ROOT PRODUCT THREADS [CALLS]
 
-Writes `ready` to stderr when it is about to begin, and waits then for a file, if DEVICE_WORKER_GO names one. Each
-thread ends after so many calls, or when it is denied, and then names the reason on stderr. It
-imports no more than a vendor's program would, so as to start fast.
+Writes `ready` to stderr when it is about to begin. If DEVICE_WORKER_GO names a file, it makes one call before, and
+waits for the file after. Each thread ends after so many calls, or when it is denied, and then names the reason on
+stderr. It imports no more than a vendor's program would, so as to start fast.
 """
 
 import itertools
@@ -43,8 +43,11 @@ def main() -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     model = Path(onnxruntime.__file__).parent / "datasets" / "mul_1.onnx"
     running = LicensedSession(model, options, device=device, model="mul")
+    go = os.environ.get("DEVICE_WORKER_GO")
+    if go:
+        use(running, 1)
     say("ready")
-    while (go := os.environ.get("DEVICE_WORKER_GO")) and not Path(go).exists():
+    while go and not Path(go).exists():
         time.sleep(0.001)
     users = [threading.Thread(target=use, args=(running, calls)) for _ in range(int(threads))]
     for user in users:

@@ -1,11 +1,10 @@
 """The calls of a simulated process: delivered, failed, refused, in flight, and cut short."""
 
 import threading
-import time
 from pathlib import Path
 
 from device_models import MUL_FEED, frames
-from device_site import MUL
+from device_site import MUL, run_to_their_end
 from failing_commits import Killed
 from machine_disk import PAGE_BYTES
 from machine_world import METERS, Process, World
@@ -46,7 +45,7 @@ class Calls(World):
                 faults.append(fault)
 
         def do() -> None:
-            _run_to_their_end(threading.Thread(target=target))
+            run_to_their_end(threading.Thread(target=target))
             if faults:
                 raise faults.pop()
 
@@ -163,18 +162,8 @@ class Calls(World):
 
         if self.act(process, process.session, name) is not None:
             return
-        _run_to_their_end(*(threading.Thread(target=target) for _ in range(2)))
+        run_to_their_end(*(threading.Thread(target=target) for _ in range(2)))
         assert not faults
         self.act(process, process.device.status)
         self.note_counted(name, len(answered), self.time.now_s // limits.WINDOW_S)
         self.delivered[name] += len(answered)
-
-
-def _run_to_their_end(*threads: threading.Thread) -> None:
-    """Until the system knows them no more: a thread can be joined before it lets go of its cell."""
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-        while Path(f"/proc/self/task/{thread.native_id}").exists():
-            time.sleep(0)

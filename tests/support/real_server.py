@@ -1,7 +1,6 @@
 """A vendor's server as real processes: made by `meterkit-server init`, served on loopback, asked over HTTP."""
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -9,17 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from ports import held_port
 
 BIN = Path(sys.executable).parent
 SUPPORT = Path(__file__).resolve().parent
 ISSUER = "vendor.example"
 PRODUCT = "camera"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+PATIENCE_S = 60  # how long a test waits for an answer before it fails; nothing is measured
 
 
 class RealServer:
@@ -34,7 +29,8 @@ class RealServer:
         self.root = made["root"]
         self.fingerprint = made["fingerprint"]
         self.api_key = made["api_key"]
-        self.port = free_port()
+        self._held = held_port()
+        self.port = self._held.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
 
     def run_cli(self, *arguments: str) -> str:
@@ -57,23 +53,31 @@ class RealServer:
     def start(self) -> None:
         command = [sys.executable, SUPPORT / "clocked_server.py", self.directory, str(self.port), self.clock_file]
         self.process = subprocess.Popen(command)
-        for _ in range(200):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
             try:
                 if httpx2.get(f"{self.url}/readyz").status_code == 200:
                     return
             except httpx2.TransportError:
-                time.sleep(0.05)
+                pass
+            assert self.process.poll() is None, "the server ended"
+            time.sleep(0.05)
         raise RuntimeError("the server did not come up")
 
     def stop(self, *, kill: bool = False) -> None:
         if self.process is not None:
             self.process.kill() if kill else self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(PATIENCE_S)
             self.process = None
+
+    def close(self) -> None:
+        self.stop()
+        self._held.close()
 
     def ask(self, method: str, path: str, body: Any = None, *, expect: int | None = None) -> Any:
         headers = {"authorization": f"Bearer {self.api_key}"}
-        answer = httpx2.request(method, f"{self.url}/v1{path}", json=body, headers=headers)
+        url = f"{self.url}/v1{path}"
+        answer = httpx2.request(method, url, json=body, headers=headers, timeout=PATIENCE_S)
         assert expect is None or answer.status_code == expect, answer.text
         assert expect is not None or answer.status_code < 300, answer.text
         kind = answer.headers["content-type"].split(";")[0]

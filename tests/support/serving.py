@@ -1,6 +1,5 @@
 """`meterkit-server serve` as a real process on a fleet's database: to be asked, killed, and started again."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -8,16 +7,11 @@ from pathlib import Path
 
 import httpx2
 from fleet import Fleet
+from ports import held_port
 
 from meterkit.exchange import BATCH_MEDIA_TYPE, Reply, read_reply
 
 COMMAND = Path(sys.executable).parent / "meterkit-server"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Serving:
@@ -26,7 +20,8 @@ class Serving:
     def __init__(self, fleet: Fleet, logs: Path, *flags: str) -> None:
         self._flags = flags
         self._fleet = fleet
-        self._port = free_port()
+        self._held = held_port()
+        self._port = int(self._held.getsockname()[1])
         self._log = (logs / f"serve-{self._port}.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -50,7 +45,9 @@ class Serving:
                 if httpx2.get(f"{self.url}/readyz").status_code == 200:
                     return
             except httpx2.TransportError:
-                time.sleep(0.05)
+                pass
+            assert self._process.poll() is None, "the server ended"
+            time.sleep(0.05)
         raise RuntimeError("the server did not come up")
 
     @property
@@ -78,6 +75,7 @@ class Serving:
     def close(self) -> None:
         self.stop()
         self._log.close()
+        self._held.close()
 
 
 def exchange(url: str, *texts: str) -> Reply:
