@@ -1,6 +1,7 @@
 """One directory, several users: devices, processes, and what fork() makes of them."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -106,6 +107,7 @@ def run_in_child(work) -> int:
     """Fork, run something in the child, and give its exit code."""
     child = os.fork()
     if child == 0:
+        signal.alarm(PATIENCE_S)  # or a child that waits for ever would be waited for as long
         code = 99
         try:
             code = work()

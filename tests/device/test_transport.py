@@ -9,6 +9,7 @@ import pytest
 import vendor as vendors
 from device_site import MUL, records, session, unchanged, use
 from http_answers import HTML, REPLY, hangs_up, made, plain
+from ports import held_port
 
 from device_sdk import DeviceError, MeterkitError
 from device_sdk.transport import FileTransport, HttpTransport, Message
@@ -120,13 +121,12 @@ def test_how_long_to_wait_is_told(device, server):
 
 
 def test_nobody_there_is_unreachable(site, device):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    for url in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid", "http://127.0.0.1:99999", "http://["):
-        with unchanged(site.path, "ledger.sqlite"), pytest.raises(TransportError) as caught:
-            device.sync(url)
-        assert caught.value.code == "server_unreachable"
+    with held_port() as silent:
+        here = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for url in (here, "http://no-such-host.invalid", "http://127.0.0.1:99999", "http://["):
+            with unchanged(site.path, "ledger.sqlite"), pytest.raises(TransportError) as caught:
+                device.sync(url)
+            assert caught.value.code == "server_unreachable"
 
 
 def test_a_server_that_says_nothing_is_given_up(device):

@@ -47,10 +47,12 @@ def model_path() -> Path:
 @pytest.fixture
 def server(tmp_path, model_path):
     made = RealServer(tmp_path)
-    made.start()
-    made.offer("mul", hashlib.sha256(model_path.read_bytes()).hexdigest(), PLAN)
-    yield made
-    made.close()
+    try:
+        made.start()
+        made.offer("mul", hashlib.sha256(model_path.read_bytes()).hexdigest(), PLAN)
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
