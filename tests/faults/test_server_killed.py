@@ -43,7 +43,7 @@ class Busy(threading.Thread):
         try:
             while not self.ending.is_set():
                 self.used += 1
-                self.device.use(1)
+                self.device.use(1, at=int(time.time()))  # by the clock of the server's process
                 self.hand_over(self.device.batch())
         except BaseException as fault:  # noqa: BLE001 - shown by the test
             self.fault = fault
