@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
+from sqlalchemy.dialects import postgresql, sqlite
 
 from meterkit.errors import ServiceError
 
@@ -23,6 +24,8 @@ WAL_SINCE = (3, 51, 3)  # earlier versions have a race that can lose a commit in
 BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # an integer key that SQLite takes as its rowid
 
 _READ = "meterkit_read"
+_ASIDE = "meterkit_sums"
+_SUMS_KIB = 128 * 1024  # of memory for sums over much, for each process of PostgreSQL's that takes part
 _WRITE_LOCK = 0x6D65746572  # one number of PostgreSQL's 64-bit advisory locks
 _CONNECT_TIMEOUT_S = 10
 # What is acknowledged is durable, whatever the database's default is. The lock comes last, in a statement of its
@@ -172,6 +175,38 @@ def _copy(connection: sa.Connection, statement: str, values: list[list[Any]]) ->
                 copying.write_row(row)
     except connection.dialect.loaded_dbapi.Error as fault:
         raise exc.DBAPIError.instance(statement, None, fault, connection.dialect.loaded_dbapi.Error) from fault
+
+
+def add_to(
+    connection: sa.Connection, table: sa.Table, sums: sa.Select[Any], how: Mapping[str, str], *, many: bool = False
+) -> None:
+    """Add sums to a table's rows: a new row where its key is none yet, else each column as `how` says: by adding
+    (`+`), or the smaller (`<`) or larger (`>`) of both. `many` are sums over much of what there is.
+    """
+    if many and connection.dialect.name == "postgresql":
+        sums = _set_aside(connection, sums)
+    dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
+    adding = dialect.insert(table).from_select([column.name for column in sums.selected_columns], sums)
+    own, new = table.c, adding.excluded
+    changed = {
+        name: own[name] + new[name]
+        if sign == "+"
+        else sa.case((new[name].op(sign)(own[name]), new[name]), else_=own[name])
+        for name, sign in how.items()
+    }
+    connection.execute(adding.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed))
+
+
+def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any]:
+    """Work sums out into a table of this transaction's own: PostgreSQL does that on several cores, but only so.
+
+    It takes far more groups for granted than there are, and would rather sort all rows than keep sums in memory.
+    """
+    text = sums.compile(connection, compile_kwargs={"literal_binds": True})
+    connection.exec_driver_sql(f"SET LOCAL work_mem = '{_SUMS_KIB}kB'; SET LOCAL enable_sort = off")
+    connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {_ASIDE} ON COMMIT DROP AS {text}")
+    connection.exec_driver_sql("SET LOCAL work_mem TO DEFAULT; SET LOCAL enable_sort TO DEFAULT")
+    return sa.select(sa.table(_ASIDE, *(sa.column(column.name) for column in sums.selected_columns)))
 
 
 def named(name: str) -> sa.BindParameter[Any]:

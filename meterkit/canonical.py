@@ -43,20 +43,21 @@ def to_bytes(value: Any) -> bytes:
 
 
 def _ordered(value: Any) -> Any:
-    if value is None or isinstance(value, bool | str):
-        return value
     if isinstance(value, int):
-        if abs(value) > limits.INTEGER_MAX:
+        if not -limits.INTEGER_MAX <= value <= limits.INTEGER_MAX:
             raise InputError("malformed_json", "number out of range")
+        return value
+    if value is None or isinstance(value, str):
         return value
     if type(value) in _SEQUENCES:  # a record is a tuple too, and must say itself how it is written
         return [_ordered(item) for item in value]
     if isinstance(value, dict):
-        if not all(isinstance(name, str) for name in value):
-            raise InputError("malformed_json", "member name is not text")
-        ascii_only = "".join(value).isascii()  # then code points are in the same order as UTF-16 code units
+        try:
+            ascii_only = "".join(value).isascii()  # then code points are in the same order as UTF-16 code units
+        except TypeError:
+            raise InputError("malformed_json", "member name is not text") from None
         ordered = sorted(value, key=None if ascii_only else _utf_16)
-        return {name: _ordered(value[name]) for name in ordered}
+        return {name: each if type(each := value[name]) is str else _ordered(each) for name in ordered}
     raise InputError("malformed_json", f"{type(value).__name__} has no canonical form")
 
 

@@ -6,12 +6,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.accounts import store as accounts
-from licensing_server.billing.dispute_store import read_decided
+from licensing_server.billing.dispute_store import concessions, disputes, read_decided
 from licensing_server.billing.store import counted, invoice_lines, invoices, key_from_row
-from licensing_server.database import metadata, total
+from licensing_server.database import metadata, pieces, total
 from meterkit.accounts import Account, CreditUse, History, TaxSum, Void
 from meterkit.attribution import Run
-from meterkit.documents import Settled
+from meterkit.documents import CREDIT_NOTE, Settled
 from meterkit.taxes import Tax
 
 invoice_taxes = sa.Table(
@@ -74,6 +74,24 @@ def read_account(connection: sa.Connection, customer: str, currency: str, run: R
         concessions=decided.concessions,
         disputes=decided.disputes,
     ).known_at(run)
+
+
+def with_account(connection: sa.Connection, asked: Iterable[str]) -> set[str]:
+    """Those of some customers about whose accounts anything was decided, or who have a credit note."""
+    found: set[str] = set()
+    for some in pieces(asked):
+        decided = (
+            sa.select(table.c.customer).where(table.c.customer.in_(some))
+            for table in (accounts.tax_rates, accounts.credits, accounts.refunds, concessions, disputes)
+        )
+        table = invoices.c
+        noted = sa.or_(table.kind == CREDIT_NOTE, table.void_run.is_not(None))
+        found |= set(
+            connection.execute(
+                sa.union(*decided, sa.select(table.customer).where(table.customer.in_(some), noted))
+            ).scalars()
+        )
+    return found
 
 
 def read_history(connection: sa.Connection, customer: str, currency: str, run: Run) -> History:

@@ -75,11 +75,13 @@ def _check_pools(license_: License, held: Plan, wanted: Plan) -> None:
 def _held(connection: Connection, license_: License, now: int, since_run: int) -> tuple[Plan, Stored]:
     """The plan that a license is billed by now, and its periods, those that have begun opened first."""
     zone = customers.find(connection, license_.customer).zone
-    found = customer_terms.Licenses(connection, license_.customer)
+    found = customer_terms.Licenses(connection, [license_.customer])
     last = found.versions[license_.id][-1]
     if last.starts_at > now:
         raise ServiceError("state_conflict", "a version is still to come")
-    own = (schedule for schedule in found.schedules(zone) if schedule.license_id == license_.id)
+    own = (
+        schedule for schedule in found.schedules({license_.customer: zone}) if schedule.license_id == license_.id
+    )
     periods.open_until(connection, own, now, since_run=since_run)
     return last.plan, periods.read(connection, [license_.id]).get(license_.id, [])
 

@@ -151,7 +151,7 @@ def _gross(line: Any) -> int:
 
 def _decided(server: Server, connection: Connection, once: Once, action: str, row: Document) -> Document:
     """Withdraw the draft that does not know of it, and log it."""
-    store.delete_drafts(connection, row["customer"])
+    store.delete_drafts(connection, [row["customer"]])
     audit_log.append(server, connection, who=once.who, action=action, subject=row["id"], body=row)
     return row
 

@@ -1,12 +1,12 @@
 """What a run bills a customer, as documents: computed, drafted, frozen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import account_store, dispute_store, lateness, store, sums
+from licensing_server.billing import account_store, dispute_store, lateness, run_store, store, sums
 from licensing_server.billing import evidence as gathering
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.store import Invoice
@@ -14,12 +14,12 @@ from licensing_server.customers.store import Customer
 from licensing_server.pages import Document
 from licensing_server.server import Server
 from meterkit import envelopes, evidence, invoices
-from meterkit.accounts import Account
+from meterkit.accounts import Account, History
 from meterkit.attribution import Run, Slot, Usage
 from meterkit.canonical import to_bytes
 from meterkit.documents import Bills, Settled, members, settle
 from meterkit.lateness import closed_by, deadlines
-from meterkit.lines import Beside, Line, of_license
+from meterkit.lines import Beside, Billed, Key, Line, of_license
 from meterkit.terms import Terms
 
 
@@ -36,61 +36,79 @@ class Computed:
 
 def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Computed]:
     """Work out a customer's documents by the one rule, as known at a run: one per currency that has lines."""
-    terms = customer_terms.read(connection, customer.id, customer.zone, run)
-    usage = sums.read(connection, customer.id, run, terms)
-    billed = store.read_billed(connection, [each.license_id for each in terms], run.number)
-    runs = store.runs_of(connection, customer.id, run.number)
-    decided = dispute_store.read_decided(connection, customer.id)
-    conceded, disputed = decided.conceded(run), decided.disputed(run)
-    lines: dict[str, list[Line]] = {}
-    beside: list[Beside] = []
-    for each in terms:
-        closed = closed_by(each, runs, lateness.fleet(connection, each, run))
-        made = invoices.bill(
-            each,
-            _in_time(
-                connection,
+    return compute_all(connection, [customer], run)[customer.id]
+
+
+def compute_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Computed]]:
+    """Work out the documents of several customers, who are read at once, as `compute` does."""
+    terms = customer_terms.read_all(connection, {each.id: each.zone for each in customers}, run)
+    every = [each for own in terms.values() for each in own]
+    usage = sums.read(connection, run, every)
+    billed: dict[str, dict[Key, Billed]] = {}
+    for key, before in store.read_billed(connection, [each.license_id for each in every], run.number).items():
+        billed.setdefault(key.license_id, {})[key] = before
+    runs = run_store.runs_of_all(connection, terms, run.number)
+    decided = account_store.with_account(connection, terms)
+    return {
+        customer: _Customer(connection, customer, runs[customer], customer in decided).compute(own, usage, billed)
+        for customer, own in terms.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Customer:
+    """One customer at the last of its `runs`; `has_account` where anything was decided about its account."""
+
+    connection: sa.Connection
+    id: str
+    runs: Sequence[Run]
+    has_account: bool
+
+    def compute(
+        self, terms: list[Terms], usage: Mapping[str, Usage], billed: Mapping[str, Mapping[Key, Billed]]
+    ) -> list[Computed]:
+        """Bill its licenses, and make a document in each currency that has lines."""
+        run = self.runs[-1]
+        decided = dispute_store.read_decided(self.connection, self.id) if self.has_account else Account()
+        conceded, disputed = decided.conceded(run), decided.disputed(run)
+        lines: dict[str, list[Line]] = {}
+        beside: list[Beside] = []
+        for each in terms:
+            closed = closed_by(each, self.runs, lateness.fleet(self.connection, each, run))
+            made = invoices.bill(
                 each,
-                run,
-                usage.get(each.license_id, Usage()),
-                customer=customer.id,
+                self._in_time(each, usage.get(each.license_id, Usage()), closed),
+                billed.get(each.license_id, {}),
+                self.runs,
                 closed=closed,
-            ),
-            of_license(billed, each.license_id),
-            runs,
-            closed=closed,
-            conceded=of_license(conceded, each.license_id),
-            disputed=disputed,
-        )
-        beside += made.beside
-        for line in made.lines:
-            lines.setdefault(line.currency, []).append(line)
-    found = []
-    for currency in sorted(lines):
-        own = sorted(lines[currency], key=lambda line: line.key)
-        bills = Bills(lines=tuple(own), beside=tuple(sorted(beside)))
-        found.append(_settled(connection, customer, currency, bills, terms=terms, run=run))
-    return found
+                conceded=of_license(conceded, each.license_id),
+                disputed=disputed,
+            )
+            beside += made.beside
+            for line in made.lines:
+                lines.setdefault(line.currency, []).append(line)
+        found = []
+        for currency in sorted(lines):
+            own = tuple(sorted(lines[currency], key=lambda line: line.key))
+            found.append(self._settled(currency, Bills(lines=own, beside=tuple(sorted(beside))), terms))
+        return found
 
+    def _in_time(self, terms: Terms, usage: Usage, closed: Mapping[Slot, Run]) -> Usage:
+        """The usage by the contract's own deadlines, where it has any."""
+        run = self.runs[-1]
+        late = deadlines(terms, closed, run)
+        if not late:
+            return usage
+        return lateness.with_late(usage, lateness.measure(self.connection, terms, run, late))
 
-def _in_time(
-    connection: sa.Connection, terms: Terms, run: Run, usage: Usage, *, customer: str, closed: Mapping[Slot, Run]
-) -> Usage:
-    """The usage by the contract's own deadlines, where it has any."""
-    late = deadlines(terms, closed, run)
-    if not late:
-        return usage
-    return lateness.with_late(usage, lateness.measure(connection, customer, terms, run, late))
-
-
-def _settled(
-    connection: sa.Connection, customer: Customer, currency: str, bills: Bills, *, terms: list[Terms], run: Run
-) -> Computed:
-    account = account_store.read_account(connection, customer.id, currency, run)
-    history = account_store.read_history(connection, customer.id, currency, run)
-    settled = settle(bills, run=run, account=account, history=history)
-    body = members(settled, run=run, currency=currency)
-    return Computed(currency=currency, settled=settled, terms=tuple(terms), account=account, body=body)
+    def _settled(self, currency: str, bills: Bills, terms: list[Terms]) -> Computed:
+        run, account, history = self.runs[-1], Account(), History()
+        if self.has_account or any(line.amount_minor < 0 for line in bills.lines):
+            account = account_store.read_account(self.connection, self.id, currency, run)
+            history = account_store.read_history(self.connection, self.id, currency, run)
+        settled = settle(bills, run=run, account=account, history=history)
+        body = members(settled, run=run, currency=currency)
+        return Computed(currency=currency, settled=settled, terms=tuple(terms), account=account, body=body)
 
 
 def figures(settled: Settled) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import store
+from licensing_server.billing import run_store, store
 from licensing_server.billing.store import Invoice
 from licensing_server.catalog import store as catalog_store
 from licensing_server.devices import decision_store as device_decisions
@@ -33,7 +33,7 @@ def gather(server: Server, connection: sa.Connection, invoice: Invoice, run: Run
     return {
         evidence.LICENSES: to_bytes([_license(connection, each) for each in terms]),
         evidence.RUNS: to_bytes(
-            [each.to_claims() for each in store.runs_of(connection, invoice.customer, run.number)]
+            [each.to_claims() for each in run_store.runs_of(connection, invoice.customer, run.number)]
         ),
         **_plans(connection, terms),
         **_keyrings(server),

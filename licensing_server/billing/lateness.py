@@ -10,10 +10,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.billing import chains, sums
+from licensing_server.billing.sums import Ledger
 from licensing_server.database import total
 from licensing_server.devices import decision_store
 from licensing_server.devices.token_store import tokens
-from licensing_server.usage.store import HALF, batches, standing
+from licensing_server.licenses.spans import license_spans
+from licensing_server.usage.rollups import HOLDS
+from licensing_server.usage.store import HALF, batches, standing, usage_records
 from meterkit.attribution import Calendar, Deadline, Measured, Record, Run, Slot, TokenSpan, Usage, gather
 from meterkit.lateness import Declared, Reporting
 from meterkit.licenses import Meter
@@ -56,22 +59,15 @@ def _reports(connection: sa.Connection, license_id: str, run: Run) -> dict[str, 
 
 
 def measure(
-    connection: sa.Connection, customer: str, terms: Terms, run: Run, deadlines: Mapping[Slot, Deadline]
+    connection: sa.Connection, terms: Terms, run: Run, deadlines: Mapping[Slot, Deadline]
 ) -> dict[tuple[Slot, Meter], Measured]:
     """What the periods of one license hold, with what is late told apart or carried over."""
-    by_interval: dict[str, list[Record]] = {}
-    branched = sums.forked(connection, customer)
-    for interval, record in _pieces(connection, customer, terms, run, branched):
-        by_interval.setdefault(interval, []).append(record)
-    followed = [record for device in branched for record in chains.records(connection, device, run)]
+    heads_of, forked = sums.tips(connection, [terms.license_id], run)
+    followed = (record for device in forked for record in chains.records(connection, device, run))
     own = [record for record in followed if record.license_id == terms.license_id]
-    found: dict[tuple[Slot, Meter], Measured] = {}
-    for interval in {period.interval for period in terms.periods}:
-        periods = [period for period in terms.periods if period.interval == interval]
-        records = (*by_interval.get(interval, ()), *own)
-        usage = gather(Calendar(periods, terms.ends_at), run, records, (), deadlines)
-        found.update(usage.measured)
-    return found
+    own += _pieces(connection, terms, run, heads_of, forked)
+    calendar = Calendar(terms.periods, terms.ends_at)
+    return dict(gather(calendar, run, own, (), deadlines).measured)
 
 
 def with_late(usage: Usage, measured: Mapping[tuple[Slot, Meter], Measured]) -> Usage:
@@ -80,33 +76,33 @@ def with_late(usage: Usage, measured: Mapping[tuple[Slot, Meter], Measured]) -> 
 
 
 def _pieces(
-    connection: sa.Connection, customer: str, terms: Terms, run: Run, branched: Iterable[str]
-) -> Iterable[tuple[str, Record]]:
-    """The records of each batch and period, put together so that they add up and are cited as they would be."""
-    known = sums.known_records(customer, run).c
-    held, both = standing(known, run.number), known.units + known.unsettled
-    name = (known.interval, known.start_at, known.model, known.unit, known.device, known.epoch, known.acceptance)
+    connection: sa.Connection, terms: Terms, run: Run, heads_of: Mapping[Ledger, str], forked: Iterable[str]
+) -> Iterable[Record]:
+    """The records of each batch and span, put together so that they add up and are cited as they would be."""
+    record, start_at = usage_records.c, license_spans.c.start_at
+    held, both = standing(record, run.number), record.units + record.unsettled
+    name = (start_at, record.model, record.unit, record.device, record.epoch, record.acceptance)
+    brought = sa.and_(batches.c.device == record.device, batches.c.acceptance == record.acceptance)
     chosen = (
         sa.select(
             *name,
             batches.c.received_at,
             total(sa.case((held.counted, held.units + held.repeated), else_=0)).label("units"),
             total(sa.case((held.counted, held.repeated), else_=0)).label("repeated"),
-            total(sa.case((held.counted, known.unsettled), else_=0)).label("unsettled"),
+            total(sa.case((held.counted, record.unsettled), else_=0)).label("unsettled"),
             total(sa.case((held.aside, both // HALF), else_=0)).label("aside_high"),
             total(sa.case((held.aside, both % HALF), else_=0)).label("aside_low"),
             total(sa.case((held.dismissed, both), else_=0)).label("dismissed"),
-            sa.func.min(sa.case((held.counted, known.seq))).label("first"),
-            sa.func.max(sa.case((held.counted, known.seq))).label("last"),
+            sa.func.min(sa.case((held.counted, record.seq))).label("first"),
+            sa.func.max(sa.case((held.counted, record.seq))).label("last"),
         )
-        .join(batches, sa.and_(batches.c.device == known.device, batches.c.acceptance == known.acceptance))
-        .where(known.license == terms.license_id, known.device.not_in(list(branched)))
+        .join_from(usage_records, license_spans, HOLDS)
+        .join(batches, brought)
+        .where(record.license == terms.license_id, sums.known(run), record.device.not_in(list(forked)))
         .group_by(*name, batches.c.received_at)
     )
-    tips = sums.tips_of(connection, customer, run)
     for row in connection.execute(chosen):
-        for record in _split(terms, row, tips.get((row.device, row.epoch), "")):
-            yield row.interval, record
+        yield from _split(terms, row, heads_of.get((row.device, row.epoch), ""))
 
 
 def _split(terms: Terms, row: Any, head: str) -> Iterable[Record]:

@@ -1,7 +1,7 @@
 """Billing: runs that work out what is owed, drafts that bill nothing, invoices that never change (BILLING §3, §5).
 
-A run stores its two limits first; then each customer is billed in one transaction of its own. A run that was
-interrupted goes on where it stopped, and nothing is billed twice.
+A run stores its two limits first; then customers are billed, some in each transaction and none in two. A run that
+was interrupted goes on where it stopped, and nothing is billed twice.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,13 @@ from dataclasses import replace
 from typing import NoReturn
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import account_store, booking, documents, store
+from licensing_server.billing import account_store, booking, documents, run_store, store
+from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.documents import Computed
-from licensing_server.billing.store import RUN_SCOPE, Invoice, StoredRun
+from licensing_server.billing.run_store import RUN_SCOPE, StoredRun
+from licensing_server.billing.store import Invoice
 from licensing_server.customers import service as customers
+from licensing_server.customers import store as customer_store
 from licensing_server.customers.store import Customer
 from licensing_server.database import Connection, next_number, read, write
 from licensing_server.idempotency import NO_KEY, Once
@@ -72,8 +75,10 @@ def _undo(document: Document) -> NoReturn:
 
 
 def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
-    for customer_id in store.customers_in(connection, stored.scope):
-        yield from documents.compute(connection, customers.find(connection, customer_id), stored.limits)
+    for portion in run_store.portions(connection, run_store.customers_in(connection, stored.scope)):
+        found = customer_store.find_all(connection, portion)
+        for made in documents.compute_all(connection, found, stored.limits).values():
+            yield from made
 
 
 def _start(
@@ -83,23 +88,23 @@ def _start(
     now = server.clock()
     at = now if cut_off is None else cut_off
     scope = RUN_SCOPE if customer is None else customers.find(connection, customer).id
-    known = store.find_same_run(connection, scope, at)
+    known = run_store.find_same_run(connection, scope, at)
     if known is not None:
         return known
     if at > now:
         raise InputError("malformed_members", "cut_off: it is still to come")
-    newest = store.newest_cut_off(connection, scope)
+    newest = run_store.newest_cut_off(connection, scope)
     if newest is not None and at < newest:
         raise ServiceError("run_superseded", f"a run has billed up to {newest}")
     started = StoredRun(
         number=next_number(connection, "billing_run"),
         cut_off=at,
-        acceptance_max=store.newest_acceptance(connection),
+        acceptance_max=run_store.newest_acceptance(connection),
         scope=scope,
         state="open",
         created_at=now,
     )
-    store.insert_run(connection, started)
+    run_store.insert_run(connection, started)
     subject, body = str(started.number), started.to_document()
     audit_log.append(server, connection, who=who, action="billing_run.start", subject=subject, body=body)
     return started
@@ -108,53 +113,84 @@ def _start(
 def _finish_open(server: Server) -> None:
     """Let every interrupted run come to its end first: runs of a license never overlap."""
     with read(server) as connection:
-        numbers = store.open_runs(connection)
+        numbers = run_store.open_runs(connection)
     for number in numbers:
         _work(server, number)
 
 
 def _work(server: Server, number: int) -> list[Document]:
-    """Bill every customer of a run that it has not billed yet, each in its own transaction.
+    """Bill every customer of a run that it has not billed yet, some in each transaction, none in two.
 
     One that cannot be billed keeps nobody else from it: it is named, and the run stays open for it.
     """
     with read(server) as connection:
         stored = find_run(connection, number)
-        waiting = [] if stored.state == "done" else store.customers_in(connection, stored.scope)
-    failed: list[Document] = []
-    for customer_id in waiting:
-        try:
-            with write(server) as connection:
-                if store.last_billed_by(connection, customer_id) < number:
-                    _draft(server, connection, customers.find(connection, customer_id), stored)
-        except MeterkitError as error:
-            if error.code == "database_unavailable":
-                raise
-            failed.append({"customer": customer_id, "code": error.code})
+        waiting = [] if stored.state == "done" else run_store.customers_in(connection, stored.scope)
+        portions = list(run_store.portions(connection, waiting))
+    _add_up_first(server, waiting, stored)
+    failed = [found for portion in portions for found in _bill(server, portion, stored)]
     if stored.state == "open" and not failed:
         with write(server) as connection:
-            store.finish_run(connection, number)
+            run_store.finish_run(connection, number)
             outbox.announce(server, connection, "billing_run.finished", str(number), {"run": number})
     return failed
 
 
-def _draft(server: Server, connection: Connection, customer: Customer, stored: StoredRun) -> None:
-    store.delete_drafts(connection, customer.id)
-    for made in documents.compute(connection, customer, stored.limits):
-        invoice = Invoice(
-            id=server.make_id("inv"),
-            customer=customer.id,
-            currency=made.currency,
-            run=stored.number,
-            state="draft",
-            number=None,
-            **documents.figures(made.settled),
-            created_at=server.clock(),
-            finalized_at=None,
-            body=b"",
-        )
-        store.insert_invoice(connection, replace(invoice, body=documents.draft_bytes(invoice, customer, made)))
-    store.mark_billed(connection, stored.number, customer.id)
+def _add_up_first(server: Server, waiting: list[str], stored: StoredRun) -> None:
+    """Add up at once what never was. Where a plan cannot be read, each portion does so for itself, and tells."""
+    try:
+        with write(server) as connection:
+            customer_terms.add_up_first(connection, waiting, stored.limits)
+    except MeterkitError as error:
+        if error.code == "database_unavailable":
+            raise
+
+
+def _bill(server: Server, portion: list[str], stored: StoredRun) -> Iterator[Document]:
+    """Bill a portion of a run's customers in one transaction; give those that cannot be billed.
+
+    Where there is one, it is told from the others by billing each by itself.
+    """
+    try:
+        with write(server) as connection:
+            billed = run_store.billed_since(connection, portion, stored.number)
+            _draft(server, connection, [each for each in portion if each not in billed], stored)
+    except MeterkitError as error:
+        if error.code == "database_unavailable":
+            raise
+        if len(portion) == 1:
+            yield {"customer": portion[0], "code": error.code}
+            return
+        for customer_id in portion:
+            yield from _bill(server, [customer_id], stored)
+
+
+def _draft(server: Server, connection: Connection, portion: list[str], stored: StoredRun) -> None:
+    found = {customer.id: customer for customer in customer_store.find_all(connection, portion)}
+    store.delete_drafts(connection, portion)
+    drafts = [
+        _draft_of(server, found[customer_id], made, stored)
+        for customer_id, documents_made in documents.compute_all(connection, found.values(), stored.limits).items()
+        for made in documents_made
+    ]
+    store.insert_invoices(connection, drafts)
+    run_store.mark_billed(connection, stored.number, portion)
+
+
+def _draft_of(server: Server, customer: Customer, made: Computed, stored: StoredRun) -> Invoice:
+    invoice = Invoice(
+        id=server.make_id("inv"),
+        customer=customer.id,
+        currency=made.currency,
+        run=stored.number,
+        state="draft",
+        number=None,
+        **documents.figures(made.settled),
+        created_at=server.clock(),
+        finalized_at=None,
+        body=b"",
+    )
+    return replace(invoice, body=documents.draft_bytes(invoice, customer, made))
 
 
 def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -> Document:
@@ -207,7 +243,7 @@ def find(connection: Connection, invoice_id: str) -> Invoice:
 
 def find_run(connection: Connection, number: int) -> StoredRun:
     """Find a billing run, or raise `not_found`."""
-    stored = store.find_run(connection, number)
+    stored = run_store.find_run(connection, number)
     if stored is None:
         raise ServiceError("not_found", "billing run")
     return stored
@@ -260,4 +296,4 @@ def page(server: Server, asked: Page, customer: str | None = None, *, kind: str 
 def page_runs(server: Server, asked: Page) -> Document:
     """List billing runs."""
     with read(server) as connection:
-        return store.page_runs(connection, asked)
+        return run_store.page_runs(connection, asked)

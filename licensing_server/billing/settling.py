@@ -95,7 +95,7 @@ def void(server: Server, invoice_id: str, *, note: str, once: Once = NO_KEY) -> 
         about = booking.about(invoice, server.clock(), "void")
         journal.reverse(connection, about, (INVOICE, CREDIT_NOTE))
         booking.check_funds(connection, invoice)
-        store.delete_drafts(connection, invoice.customer)
+        store.delete_drafts(connection, [invoice.customer])
         body = {"number": invoice.number, "note": note, "since_run": since_run}
         audit_log.append(
             server, connection, who=once.who, action=f"{invoice.kind}.void", subject=invoice_id, body=body
@@ -145,7 +145,7 @@ def refund(
         accounts.insert_refund(connection, row)
         about = About(at=now, kind="refund", subject=refund_id, customer=customer_id, currency=currency)
         journal.post(connection, about, {BALANCE: amount_minor, CASH: -amount_minor})
-        store.delete_drafts(connection, customer_id)
+        store.delete_drafts(connection, [customer_id])
         _log(server, connection, once, "balance.refund", row)
         return row
 

@@ -1,40 +1,17 @@
-"""Billing runs and invoices in the database."""
+"""Invoices, credit notes and their lines in the database."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.customers.store import customers
-from licensing_server.database import last_number, metadata, total
-from licensing_server.licenses.store import licenses
-from licensing_server.usage.store import ACCEPTANCE
-from meterkit.attribution import Run
+from licensing_server.database import metadata, total
 from meterkit.canonical import from_bytes
 from meterkit.limits import FILE_BYTES_MAX
 from meterkit.lines import Billed, Key, Line
 
-RUN_SCOPE = "all"  # the scope of a run that bills every customer
-
-billing_runs = sa.Table(
-    "billing_runs",
-    metadata,
-    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("cut_off", sa.BigInteger, nullable=False),
-    sa.Column("acceptance_max", sa.BigInteger, nullable=False),
-    sa.Column("scope", sa.Text, nullable=False),  # a customer, or all of them
-    sa.Column("state", sa.Text, nullable=False),  # open | done
-    sa.Column("created_at", sa.BigInteger, nullable=False),
-    sa.UniqueConstraint("scope", "cut_off", name="billing_runs_once"),
-)
-billing_run_customers = sa.Table(
-    "billing_run_customers",
-    metadata,
-    sa.Column("run", sa.BigInteger, sa.ForeignKey("billing_runs.number"), primary_key=True),
-    sa.Column("customer", sa.Text, sa.ForeignKey("customers.id"), primary_key=True),
-)
 invoices = sa.Table(
     "invoices",
     metadata,
@@ -84,121 +61,6 @@ invoice_lines = sa.Table(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredRun:
-    """A billing run: its number, its limits, whom it bills, and whether it has come to its end."""
-
-    number: int
-    cut_off: int
-    acceptance_max: int
-    scope: str
-    state: str
-    created_at: int
-
-    @property
-    def limits(self) -> Run:
-        """The run as the core knows it."""
-        return Run(number=self.number, cut_off=self.cut_off, acceptance_max=self.acceptance_max)
-
-    def to_document(self) -> pages.Document:
-        """Show the run to people."""
-        return {
-            **self.limits.to_claims(),
-            "customer": None if self.scope == RUN_SCOPE else self.scope,
-            "state": self.state,
-            "created_at": self.created_at,
-        }
-
-
-def run_from_row(row: Any) -> StoredRun:
-    """Read a run's row."""
-    return StoredRun(**{column.name: getattr(row, column.name) for column in billing_runs.columns})
-
-
-def insert_run(connection: sa.Connection, run: StoredRun) -> None:
-    """Store a new run with its limits; they never change."""
-    row = {column.name: getattr(run, column.name) for column in billing_runs.columns}
-    connection.execute(sa.insert(billing_runs), [row])
-
-
-def find_run(connection: sa.Connection, number: int) -> StoredRun | None:
-    """Find a run."""
-    row = connection.execute(sa.select(billing_runs).where(billing_runs.c.number == number)).one_or_none()
-    return run_from_row(row) if row else None
-
-
-def find_same_run(connection: sa.Connection, scope: str, cut_off: int) -> StoredRun | None:
-    """Find the run that was asked for with this scope and cut-off."""
-    table = billing_runs.c
-    chosen = sa.select(billing_runs).where(table.scope == scope, table.cut_off == cut_off)
-    row = connection.execute(chosen).one_or_none()
-    return run_from_row(row) if row else None
-
-
-def _covering(scope: str) -> sa.ColumnElement[bool]:
-    """Which runs bill a customer, or, for the scope of all, any customer."""
-    return sa.true() if scope == RUN_SCOPE else billing_runs.c.scope.in_([RUN_SCOPE, scope])
-
-
-def newest_cut_off(connection: sa.Connection, scope: str) -> int | None:
-    """The latest cut-off of the runs that billed anyone in a scope."""
-    return connection.execute(sa.select(sa.func.max(billing_runs.c.cut_off)).where(_covering(scope))).scalar()
-
-
-def runs_of(connection: sa.Connection, customer: str, upto: int) -> list[Run]:
-    """The runs that covered a customer, up to one of them, in order."""
-    chosen = sa.select(billing_runs).where(_covering(customer), billing_runs.c.number <= upto)
-    return [run_from_row(row).limits for row in connection.execute(chosen.order_by(billing_runs.c.number))]
-
-
-def open_runs(connection: sa.Connection) -> list[int]:
-    """The runs that have not come to their end, oldest first."""
-    chosen = sa.select(billing_runs.c.number).where(billing_runs.c.state == "open")
-    return list(connection.execute(chosen.order_by(billing_runs.c.number)).scalars())
-
-
-def finish_run(connection: sa.Connection, number: int) -> None:
-    """Note that a run has billed everyone in its scope."""
-    connection.execute(sa.update(billing_runs).where(billing_runs.c.number == number).values(state="done"))
-
-
-def newest_acceptance(connection: sa.Connection) -> int:
-    """The number of the last accepted batch: they are given in commit order, so none below it is in flight."""
-    return last_number(connection, ACCEPTANCE)
-
-
-def customers_in(connection: sa.Connection, scope: str) -> list[str]:
-    """The customers of a scope that have a license."""
-    licensed = sa.select(customers.c.id).where(customers.c.id.in_(sa.select(licenses.c.customer)))
-    if scope != RUN_SCOPE:
-        licensed = licensed.where(customers.c.id == scope)
-    return list(connection.execute(licensed.order_by(customers.c.id)).scalars())
-
-
-def mark_billed(connection: sa.Connection, number: int, customer: str) -> None:
-    """Note that a run has billed a customer."""
-    connection.execute(sa.insert(billing_run_customers), [{"run": number, "customer": customer}])
-
-
-def last_billed_by(connection: sa.Connection, customer: str) -> int:
-    """The newest run that has billed a customer, 0 if there is none."""
-    table = billing_run_customers.c
-    newest = sa.select(sa.func.max(table.run)).where(table.customer == customer)
-    return connection.execute(newest).scalar() or 0
-
-
-def page_runs(connection: sa.Connection, asked: pages.Page) -> pages.Document:
-    """List runs."""
-    return pages.fetch(
-        connection,
-        sa.select(billing_runs),
-        asked,
-        at=billing_runs.c.number,
-        key=billing_runs.c.scope,
-        to_document=lambda row: run_from_row(row).to_document(),
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Invoice:
     """An invoice as it is stored. Once finalized, `body` never changes."""
 
@@ -234,9 +96,11 @@ def invoice_from_row(row: Any) -> Invoice:
     return Invoice(**{column.name: getattr(row, column.name) for column in _OWN})
 
 
-def insert_invoice(connection: sa.Connection, invoice: Invoice) -> None:
-    """Store a new draft."""
-    connection.execute(sa.insert(invoices), [{column.name: getattr(invoice, column.name) for column in _OWN}])
+def insert_invoices(connection: sa.Connection, drafts: Iterable[Invoice]) -> None:
+    """Store new drafts."""
+    rows = [{column.name: getattr(each, column.name) for column in _OWN} for each in drafts]
+    if rows:
+        connection.execute(sa.insert(invoices), rows)
 
 
 def find_invoice(connection: sa.Connection, invoice_id: str) -> Invoice | None:
@@ -251,9 +115,9 @@ def invoice_ids(connection: sa.Connection, run: int) -> list[str]:
     return list(connection.execute(chosen.order_by(invoices.c.id)).scalars())
 
 
-def delete_drafts(connection: sa.Connection, customer: str) -> None:
-    """Remove a customer's drafts: the next run computes them anew."""
-    this = sa.and_(invoices.c.customer == customer, invoices.c.state == "draft")
+def delete_drafts(connection: sa.Connection, asked: Collection[str]) -> None:
+    """Remove some customers' drafts: the next run computes them anew."""
+    this = sa.and_(invoices.c.customer.in_(asked), invoices.c.state == "draft")
     connection.execute(sa.delete(invoices).where(this))
 
 

@@ -1,41 +1,66 @@
-"""What each period holds, added up by the database (the reference is `meterkit.attribution.gather`)."""
+"""What each period holds, added up by the database (the reference is `meterkit.attribution.gather`).
 
-from collections.abc import Iterable
-from dataclasses import replace
+Most of it was added up when it came in (`usage.rollups`), in spans of which none reaches over a period's bound.
+Where a run may not know all that a row holds, that row is added up again from its records; what is odd always is.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.billing import chains
-from licensing_server.database import total
+from licensing_server.database import pieces, total
 from licensing_server.devices.ledger_store import heads
 from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.periods import license_periods
-from licensing_server.licenses.store import licenses
-from licensing_server.usage.store import HALF, batches, standing, usage_records
+from licensing_server.licenses.spans import license_spans
+from licensing_server.usage.rollups import HOLDS, METERED, usage_rollups
+from licensing_server.usage.store import HALF, ODD, batches, standing, usage_records
 from meterkit.attribution import Calendar, Cited, Measured, Record, Run, Slot, Usage, gather
 from meterkit.licenses import Meter
 from meterkit.limits import INTEGER_MAX
 from meterkit.plans import Recurring
 from meterkit.terms import Terms
 
+_ROWS_AT_ONCE = 2_000
+Ledger = tuple[str, str]  # (device, epoch)
+_ROLLED, _RECORD = usage_rollups.c, usage_records.c
+_PLACE = (_ROLLED.license, _ROLLED.start_at, _ROLLED.model, _ROLLED.unit, _ROLLED.device, _ROLLED.epoch)
 
-def read(connection: sa.Connection, customer: str, run: Run, terms: Iterable[Terms]) -> dict[str, Usage]:
-    """Add up a customer's usage per license, by the limits of one run.
+
+def read(connection: sa.Connection, run: Run, terms: Iterable[Terms]) -> dict[str, Usage]:
+    """Add up the usage of licenses, by the limits of one run.
 
     A ledger that has forked is followed again from its batches, to say which branch each record is on.
     """
-    measured = _measured(connection, customer, run)
-    terms = list(terms)
-    devices = _active_devices(connection, customer, run) if any(map(_counts_devices, terms)) else {}
-    branched = forked(connection, customer)
-    records = [record for device in branched for record in chains.records(connection, device, run)]
-    found = {
-        each.license_id: Usage(
-            measured=measured.get(each.license_id, {}), devices=devices.get(each.license_id, {})
-        )
-        for each in terms
-    }
+    found: dict[str, Usage] = {}
+    by_id = {each.license_id: each for each in terms}
+    for some in pieces(by_id):
+        found |= _read(connection, run, [by_id[license_id] for license_id in some])
+    return found
+
+
+def _read(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
+    ids = [each.license_id for each in terms]
+    sums = {each.license_id: _License(each) for each in terms}
+    for license_id, start_at, model, unit, device, epoch, units, unsettled, first, last in _plain(
+        connection, ids, run
+    ):
+        for held in sums[license_id].holding(start_at, model, unit):
+            held.units += units
+            held.unsettled += unsettled
+            held.ranges.append((device, epoch, first, last))
+    for row in connection.execute(_odd(ids, run)):
+        for held in sums[row.license].holding(row.start_at, row.model, row.unit):
+            held.add_odd(row)
+    heads_of, forked = tips(connection, ids, run)
+    devices = _devices(connection, run, [sums[each.license_id] for each in terms if _counts_devices(each)])
+    found = {name: each.usage(heads_of, devices.get(name, {})) for name, each in sums.items()}
+    records = [record for device in forked for record in chains.records(connection, device, run)]
     if not records:
         return found
     return {each.license_id: _with_branches(found[each.license_id], each, run, records) for each in terms}
@@ -49,172 +74,202 @@ def _counts_devices(terms: Terms) -> bool:
 def _with_branches(usage: Usage, terms: Terms, run: Run, records: list[Record]) -> Usage:
     """The same sums, the records of forked ledgers cited branch by branch."""
     own = [record for record in records if record.license_id == terms.license_id]
-    known = gather(Calendar(terms.periods, terms.ends_at), run, own, ()).measured
+    followed = gather(Calendar(terms.periods, terms.ends_at), run, own, ()).measured
     devices = {record.device for record in records}
-    return replace(
-        usage,
-        measured={
-            name: replace(
-                held,
-                cited=tuple(
-                    sorted(
-                        (
-                            *(cited for cited in held.cited if cited.device not in devices),
-                            *known.get(name, Measured()).cited,
-                        )
-                    )
-                ),
-            )
-            for name, held in usage.measured.items()
-        },
-    )
+    measured = {}
+    for name, held in usage.measured.items():
+        others = (cited for cited in held.cited if cited.device not in devices)
+        cited = sorted((*others, *followed.get(name, Measured()).cited))
+        measured[name] = replace(held, cited=tuple(cited))
+    return replace(usage, measured=measured)
 
 
-def _begun(run: Run) -> sa.ColumnElement[bool]:
-    """Which periods had begun, and were known, at a run."""
-    table = license_periods.c
-    return sa.and_(table.start_at <= run.cut_off, table.since_run <= run.number)
-
-
-def known_records(customer: str, run: Run) -> sa.CTE:
-    """The records that a run may know, each with the start of the period of every interval that holds it.
-
-    Periods follow each other without gap from a license's first to the cut-off or the license's end, so that is
-    the last one that starts at or before a record; before the first one it is the first. Looked up record by
-    record, in the index of the periods' key: a join over ranges would compare every record with every period.
-    """
-    record, period = usage_records.c, license_periods.c
-    firsts = (
-        sa.select(period.license, period.interval, sa.func.min(period.start_at).label("first_at"))
-        .join(licenses, licenses.c.id == period.license)
-        .where(licenses.c.customer == customer, _begun(run))
-        .group_by(period.license, period.interval)
-        .subquery()
-    )
-    holding = license_periods.alias("holding").c
-    start_at = (
-        sa.select(sa.func.max(holding.start_at))
-        .where(holding.license == firsts.c.license, holding.interval == firsts.c.interval)
-        .where(holding.start_at <= record.service_at, holding.since_run <= run.number)
-        .scalar_subquery()
-    )
-    return (
-        sa.select(
-            usage_records, firsts.c.interval, sa.func.coalesce(start_at, firsts.c.first_at).label("start_at")
-        )
-        .join(firsts, firsts.c.license == record.license)
-        .where(record.service_at < run.cut_off, record.acceptance <= run.acceptance_max)
-        .cte("known")
-    )
-
-
-def _measured(connection: sa.Connection, customer: str, run: Run) -> dict[str, dict[tuple[Slot, Meter], Measured]]:
-    known = known_records(customer, run).c
-    held, both = standing(known, run.number), known.units + known.unsettled
-    group = (known.license, known.interval, known.start_at, known.model, known.unit, known.device, known.epoch)
-    sums = sa.select(
-        *group,
-        total(sa.case((held.counted, held.units), else_=0)).label("units"),
-        total(sa.case((held.counted, known.unsettled), else_=0)).label("unsettled"),
-        total(sa.case((held.aside, both // HALF), else_=0)).label("aside_high"),
-        total(sa.case((held.aside, both % HALF), else_=0)).label("aside_low"),
-        total(sa.case((held.dismissed, both), else_=0)).label("dismissed"),
-        total(sa.case((held.counted, held.repeated), else_=0)).label("repeated"),
-        sa.func.min(sa.case((held.counted, known.seq))).label("first"),
-        sa.func.max(sa.case((held.counted, known.seq))).label("last"),
-    ).group_by(*group)
-    tips = tips_of(connection, customer, run)
-    found: dict[str, dict[tuple[Slot, Meter], _Sum]] = {}
-    for row in connection.execute(sums):
-        name = ((row.interval, row.start_at), (row.model, row.unit))
-        own = found.setdefault(row.license, {}).setdefault(name, _Sum())
-        own.add(row, tips.get((row.device, row.epoch), ""))
-    return {own: {name: held.measured() for name, held in each.items()} for own, each in found.items()}
-
-
+@dataclass(slots=True)
 class _Sum:
-    """One period and meter, put together from its devices' sums."""
+    """One period and meter, put together from its ledgers' sums."""
 
-    __slots__ = ("cited", "dismissed", "quarantined", "repeated", "units", "unsettled")
+    units: int = 0
+    unsettled: int = 0
+    quarantined: int = 0
+    dismissed: int = 0
+    repeated: int = 0
+    ranges: list[tuple[str, str, int, int]] = field(default_factory=list)
 
-    def __init__(self) -> None:
-        self.units = self.unsettled = self.quarantined = self.dismissed = self.repeated = 0
-        self.cited: list[Cited] = []
+    def add_odd(self, row: Any) -> None:
+        """Add odd records of a ledger."""
+        self.units += row.units
+        self.unsettled += row.unsettled
+        self.quarantined += row.aside_high * HALF + row.aside_low
+        self.dismissed += row.dismissed
+        self.repeated += row.repeated
+        if row.seq_first is not None:
+            self.ranges.append((row.device, row.epoch, row.seq_first, row.seq_last))
 
-    def add(self, row: Any, head: str) -> None:
-        self.units += int(row.units)
-        self.unsettled += int(row.unsettled)
-        self.quarantined += int(row.aside_high) * HALF + int(row.aside_low)
-        self.dismissed += int(row.dismissed)
-        self.repeated += int(row.repeated)
-        if row.first is not None:
-            self.cited.append(Cited(device=row.device, epoch=row.epoch, head=head, first=row.first, last=row.last))
-
-    def measured(self) -> Measured:
+    def measured(self, heads_of: dict[Ledger, str]) -> Measured:
+        """Give the sum, its records cited by the ends of their ledgers."""
         return Measured(
             units=self.units,
             unsettled=self.unsettled,
             quarantined=min(self.quarantined, INTEGER_MAX),
             dismissed=min(self.dismissed, INTEGER_MAX),
             repeated=min(self.repeated, INTEGER_MAX),
-            cited=tuple(sorted(self.cited)),
+            cited=tuple(self._cited(heads_of)),
         )
 
+    def _cited(self, heads_of: dict[Ledger, str]) -> Iterator[Cited]:
+        """One range for each ledger, from the first record to the last that counts."""
+        self.ranges.sort()
+        for (device, epoch), own in groupby(self.ranges, itemgetter(0, 1)):
+            ranges = list(own)
+            first, last = ranges[0][2], max(each[3] for each in ranges)
+            head = heads_of.get((device, epoch), "")
+            yield Cited(device=device, epoch=epoch, head=head, first=first, last=last)
 
-def _devices_of(customer: str) -> sa.Select[tuple[str]]:
-    """The devices that were given a token of a customer's: nobody else's records count for it."""
-    given = sa.select(tokens.c.device).join(licenses, licenses.c.id == tokens.c.license)
-    return given.where(licenses.c.customer == customer)
+
+class _License:
+    """One license's periods, and what they hold, while it is added up."""
+
+    __slots__ = ("_calendar", "_holding", "id", "sums")
+
+    def __init__(self, terms: Terms) -> None:
+        self.id = terms.license_id
+        self.sums: dict[tuple[Slot, Meter], _Sum] = {}
+        self._calendar = Calendar(terms.periods, terms.ends_at)
+        self._holding: dict[tuple[int, str, str], list[_Sum]] = {}
+
+    def holding(self, start_at: int, model: str, unit: str) -> list[_Sum]:
+        """The sums in which a span and meter count: of the period of each interval that the span lies in."""
+        name = (start_at, model, unit)
+        if name not in self._holding:
+            slots = (period.slot for period in self._calendar.holding(start_at))
+            self._holding[name] = [self.sums.setdefault((slot, (model, unit)), _Sum()) for slot in slots]
+        return self._holding[name]
+
+    def usage(self, heads_of: dict[Ledger, str], devices: dict[Slot, int]) -> Usage:
+        """What was added up."""
+        return Usage(measured={name: held.measured(heads_of) for name, held in self.sums.items()}, devices=devices)
 
 
-def tips_of(connection: sa.Connection, customer: str, run: Run) -> dict[tuple[str, str], str]:
-    """How far each ledger of a customer was accepted at the run: the head that its records are cited by."""
+def _plain(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
+    """What the run may know of what was added up: places, units, unsettled ones, first and last record."""
+    sums = (_ROLLED.units, _ROLLED.unsettled, _ROLLED.seq_first, _ROLLED.seq_last)
+    beyond = _beyond(run).label("beyond")
+    chosen = sa.select(*_PLACE, *sums, beyond).where(_ROLLED.license.in_(ids), _ROLLED.service_first < run.cut_off)
+    in_part = False
+    for rows in connection.execute(chosen).partitions(_ROWS_AT_ONCE):
+        for row in rows:
+            if row[-1]:
+                in_part = True
+            else:
+                yield row[:-1]
+    if in_part:
+        yield from connection.execute(_parts(ids, run))
+
+
+def _beyond(run: Run) -> sa.ColumnElement[bool]:
+    """Whether what was added up is more than a run may know."""
+    return sa.or_(_ROLLED.acceptance_last > run.acceptance_max, _ROLLED.service_last >= run.cut_off)
+
+
+def _parts(ids: list[str], run: Run) -> sa.Select[Any]:
+    """What the run may know a part of, added up from its records."""
+    same = sa.and_(*(_RECORD[name] == _ROLLED[name] for name in METERED))
+    in_span = _RECORD.service_at.between(_ROLLED.service_first, _ROLLED.service_last)
+    sums = (total(_RECORD.units), total(_RECORD.unsettled), sa.func.min(_RECORD.seq), sa.func.max(_RECORD.seq))
+    return (
+        sa.select(*_PLACE, *sums)
+        .join_from(usage_rollups, usage_records, sa.and_(same, in_span))
+        .where(
+            _ROLLED.license.in_(ids), _beyond(run), _ROLLED.service_first < run.cut_off, sa.not_(ODD), known(run)
+        )
+        .group_by(*_PLACE)
+    )
+
+
+def known(run: Run) -> sa.ColumnElement[bool]:
+    """Which records a run may know."""
+    return sa.and_(_RECORD.service_at < run.cut_off, _RECORD.acceptance <= run.acceptance_max)
+
+
+def _odd(ids: list[str], run: Run) -> sa.Select[Any]:
+    """What is in no rollup, by the decisions that the run knows."""
+    held, both = standing(_RECORD, run.number), _RECORD.units + _RECORD.unsettled
+    place = (_RECORD.license, license_spans.c.start_at, _RECORD.model, _RECORD.unit, _RECORD.device, _RECORD.epoch)
+    sums = sa.select(
+        *place,
+        total(sa.case((held.counted, held.units), else_=0)).label("units"),
+        total(sa.case((held.counted, _RECORD.unsettled), else_=0)).label("unsettled"),
+        total(sa.case((held.aside, both // HALF), else_=0)).label("aside_high"),
+        total(sa.case((held.aside, both % HALF), else_=0)).label("aside_low"),
+        total(sa.case((held.dismissed, both), else_=0)).label("dismissed"),
+        total(sa.case((held.counted, held.repeated), else_=0)).label("repeated"),
+        sa.func.min(sa.case((held.counted, _RECORD.seq))).label("seq_first"),
+        sa.func.max(sa.case((held.counted, _RECORD.seq))).label("seq_last"),
+    )
+    joined = sums.join_from(usage_records, license_spans, HOLDS)
+    return joined.where(ODD, _RECORD.license.in_(ids), known(run)).group_by(*place)
+
+
+def tips(connection: sa.Connection, ids: list[str], run: Run) -> tuple[dict[Ledger, str], list[str]]:
+    """How far each ledger that used these licenses was accepted at the run: by that its records are cited.
+
+    Gives too the devices whose ledgers have more than one branch, whose records need a closer look.
+    """
+    used = sa.union_all(
+        sa.select(_ROLLED.device).where(_ROLLED.license.in_(ids)),
+        sa.select(_RECORD.device).where(ODD, _RECORD.license.in_(ids)),
+    )
+    chosen = sa.select(heads.c.device, heads.c.epoch, heads.c.head, heads.c.acceptance)
+    found: dict[Ledger, str] = {}
+    forked, ahead = set(), set()
+    for device, epoch, head, acceptance in connection.execute(
+        chosen.where(heads.c.is_tip.is_(True), heads.c.device.in_(used))
+    ):
+        if (device, epoch) in found:
+            forked.add(device)
+        found[device, epoch] = head
+        if acceptance > run.acceptance_max:
+            ahead.add(device)
+    for some in pieces(ahead - forked):
+        found |= _furthest(connection, some, run)
+    return found, sorted(forked)
+
+
+def _furthest(connection: sa.Connection, devices: list[str], run: Run) -> dict[Ledger, str]:
+    """How far the ledgers of devices were accepted at a run before the newest batch."""
     batch = batches.c
-    known = sa.and_(batch.acceptance <= run.acceptance_max, batch.device.in_(_devices_of(customer)))
-    furthest = (
-        sa.select(batch.device, batch.epoch, sa.func.max(batch.to_seq).label("to_seq"))
-        .where(known)
-        .group_by(batch.device, batch.epoch)
-        .subquery()
+    accepted = sa.and_(batch.device.in_(devices), batch.acceptance <= run.acceptance_max)
+    place = sa.select(batch.device, batch.epoch, sa.func.max(batch.to_seq).label("to_seq"))
+    furthest = place.where(accepted).group_by(batch.device, batch.epoch).subquery()
+    here = sa.and_(*(batch[name] == furthest.c[name] for name in ("device", "epoch", "to_seq")))
+    rows = connection.execute(
+        sa.select(batch.device, batch.epoch, batch.head).join(furthest, here).where(accepted)
     )
-    here = sa.and_(
-        batch.device == furthest.c.device, batch.epoch == furthest.c.epoch, batch.to_seq == furthest.c.to_seq
-    )
-    rows = connection.execute(sa.select(batch.device, batch.epoch, batch.head).join(furthest, here).where(known))
     return {(row.device, row.epoch): row.head for row in rows}
 
 
-def forked(connection: sa.Connection, customer: str) -> list[str]:
-    """The devices of a customer whose ledgers have more than one branch, whose records need a closer look."""
-    tips = (
-        sa.select(heads.c.device)
-        .where(heads.c.is_tip.is_(True))
-        .where(heads.c.device.in_(_devices_of(customer)))
-        .group_by(heads.c.device, heads.c.epoch)
-        .having(sa.func.count() > 1)
-    )
-    return sorted(set(connection.execute(tips).scalars()))
-
-
-def _active_devices(connection: sa.Connection, customer: str, run: Run) -> dict[str, dict[Slot, int]]:
+def _devices(connection: sa.Connection, run: Run, licenses: list[_License]) -> dict[str, dict[Slot, int]]:
     """How many devices were active in each period: a record of them starts in it, or a token was."""
-    known, token, period = known_records(customer, run).c, tokens.c, license_periods.c
-    by_record = sa.select(known.license, known.interval, known.start_at, known.device).where(
-        standing(known, run.number).counted
-    )
+    active: dict[str, dict[Slot, set[str]]] = {}
+    for each in licenses:
+        slots = active.setdefault(each.id, {})
+        for (slot, _), held in each.sums.items():
+            slots.setdefault(slot, set()).update(each[0] for each in held.ranges)
+    if active:
+        for license_id, interval, start_at, device in connection.execute(_by_token(active, run)):
+            active[license_id].setdefault((interval, start_at), set()).add(device)
+    return {name: {slot: len(each) for slot, each in slots.items() if each} for name, slots in active.items()}
+
+
+def _by_token(ids: Iterable[str], run: Run) -> sa.Select[Any]:
+    """The devices that a token was issued to, or was valid for, in the periods that the run knows."""
+    token, period = tokens.c, license_periods.c
     issued = sa.and_(token.iat >= period.start_at, token.iat < period.end_at)
     valid = sa.and_(token.nbf < period.end_at, token.exp > period.start_at)
-    by_token = (
+    begun = sa.and_(period.start_at <= run.cut_off, period.since_run <= run.number)
+    return (
         sa.select(period.license, period.interval, period.start_at, token.device)
         .join_from(tokens, license_periods, sa.and_(period.license == token.license, sa.or_(issued, valid)))
-        .join(licenses, licenses.c.id == token.license)
-        .where(licenses.c.customer == customer, token.iat < run.cut_off, _begun(run))
+        .where(token.license.in_(list(ids)), token.iat < run.cut_off, begun)
+        .distinct()
     )
-    active = sa.union(by_record, by_token).subquery()
-    place = (active.c.license, active.c.interval, active.c.start_at)
-    found: dict[str, dict[Slot, int]] = {}
-    for license_id, interval, start_at, count in connection.execute(
-        sa.select(*place, sa.func.count()).group_by(*place)
-    ):
-        found.setdefault(license_id, {})[interval, start_at] = count
-    return found

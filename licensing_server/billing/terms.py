@@ -1,15 +1,18 @@
 """What a customer is billed by: its licenses' timelines, prices and periods, from the database to the core."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
 from licensing_server.billing import store
 from licensing_server.catalog import store as catalog_store
-from licensing_server.licenses import periods
+from licensing_server.customers import store as customers
+from licensing_server.database import pieces
+from licensing_server.licenses import periods, spans
 from licensing_server.licenses.periods import Bounds, Schedule
 from licensing_server.licenses.store import license_versions, licenses
+from licensing_server.usage import rollups
 from meterkit import plans
 from meterkit.attribution import Period, Run
 from meterkit.errors import ServiceError
@@ -20,41 +23,84 @@ from meterkit.terms import Terms, Version
 def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> list[Terms]:
     """Read the terms of all of a customer's licenses, with every period that had begun at the run.
 
-    Periods that open now are stored, and one in which a license ends is shortened, unless it was billed.
+    Periods that open now are stored, and one in which a license ends is shortened, unless it was billed. What its
+    usage is added up in is brought in line with them.
 
     Raises:
         ServiceError: `feature_unsupported` where a plan asks for what this version does not bill yet.
     """
-    found = Licenses(connection, customer)
-    periods.open_until(connection, found.schedules(zone), run.cut_off, since_run=run.number)
+    return read_all(connection, {customer: zone}, run)[customer]
+
+
+def read_all(connection: sa.Connection, zones: Mapping[str, ZoneInfo], run: Run) -> dict[str, list[Terms]]:
+    """Read the terms of several customers, whose zones are given, at once; as `read` does."""
+    found = Licenses(connection, zones)
+    schedules = list(found.schedules(zones))
+    periods.open_until(connection, schedules, run.cut_off, since_run=run.number)
     _shorten(connection, found, run)
     stored = periods.read(connection, found.ids)
-    return [
-        Terms(
-            license_id=license_id,
-            ends_at=found.rows[license_id].ends_at,
-            versions=tuple(found.versions[license_id]),
-            periods=tuple(to_core(stored.get(license_id, []))),
-        ).known_at(run)
-        for license_id in found.ids
-        if found.versions[license_id]
-    ]
+    _align(connection, schedules, stored, run)
+    terms: dict[str, list[Terms]] = {customer: [] for customer in zones}
+    for license_id, row in found.rows.items():
+        if found.versions[license_id]:
+            known = Terms(
+                license_id=license_id,
+                ends_at=row.ends_at,
+                versions=tuple(found.versions[license_id]),
+                periods=tuple(to_core(stored.get(license_id, []))),
+            ).known_at(run)
+            terms[row.customer].append(known)
+    return terms
+
+
+def add_up_first(connection: sa.Connection, asked: Collection[str], run: Run) -> None:
+    """Add up in one pass what never was: the usage of licenses that are older than that is done."""
+    added_up = sa.select(spans.license_spans.c.license)
+    without = sa.select(licenses.c.customer).where(licenses.c.id.not_in(added_up)).distinct()
+    waiting = set(connection.execute(without).scalars()).intersection(asked)
+    if waiting:
+        found = Licenses(connection, waiting)
+        zones = {each.id: each.zone for some in pieces(waiting) for each in customers.find_all(connection, some)}
+        _align(connection, found.schedules(zones), periods.read(connection, found.ids), run)
+
+
+def _align(
+    connection: sa.Connection,
+    schedules: Iterable[Schedule],
+    stored: Mapping[str, list[tuple[str, Bounds]]],
+    run: Run,
+) -> None:
+    """Let usage be added up within periods: those that are stored, and those to come, as far as can be told."""
+    schedules = list(schedules)
+    known = spans.read(connection, [schedule.license_id for schedule in schedules])
+    wanted: dict[str, set[int]] = {}
+    for schedule in schedules:
+        own, cuts = stored.get(schedule.license_id, []), known.get(schedule.license_id, [])
+        starts = {bounds.start_at for _, bounds in own}
+        if not cuts or cuts[-1] < run.cut_off + spans.AHEAD_S // 2:
+            starts |= spans.ahead(schedule, dict(own), run.cut_off + spans.AHEAD_S)
+        wanted[schedule.license_id] = starts
+    rollups.align(connection, known, wanted)
 
 
 class Licenses:
-    """A customer's licenses and their timelines, as they are stored."""
+    """Customers' licenses and their timelines, as they are stored."""
 
-    def __init__(self, connection: sa.Connection, customer: str) -> None:
-        mine = sa.select(licenses.c.id, licenses.c.starts_at, licenses.c.ends_at, licenses.c.anchor_at)
-        mine = mine.where(licenses.c.customer == customer).order_by(licenses.c.id)
-        self.rows = {row.id: row for row in connection.execute(mine)}
+    def __init__(self, connection: sa.Connection, asked: Iterable[str]) -> None:
+        named = ("id", "customer", "starts_at", "ends_at", "anchor_at")
+        mine = sa.select(*(licenses.c[name] for name in named))
+        found = [
+            row for some in pieces(asked) for row in connection.execute(mine.where(licenses.c.customer.in_(some)))
+        ]
+        self.rows = {row.id: row for row in sorted(found, key=lambda row: str(row.id))}
         self.ids = list(self.rows)
         self.versions: dict[str, list[Version]] = {license_id: [] for license_id in self.ids}
         known: dict[tuple[str, int], Plan] = {}
         table = license_versions.c
-        timeline = sa.select(license_versions).join(licenses, licenses.c.id == table.license)
-        timeline = timeline.where(licenses.c.customer == customer).order_by(table.license, table.starts_at)
-        for row in connection.execute(timeline).all():
+        timeline = sa.select(license_versions).order_by(table.license, table.starts_at)
+        for row in [
+            row for some in pieces(self.ids) for row in connection.execute(timeline.where(table.license.in_(some)))
+        ]:
             name = (row.plan, row.version)
             if name not in known:
                 known[name] = read_plan(connection, *name)
@@ -68,14 +114,14 @@ class Licenses:
                 )
             )
 
-    def schedules(self, zone: ZoneInfo) -> Iterable[Schedule]:
+    def schedules(self, zones: Mapping[str, ZoneInfo]) -> Iterable[Schedule]:
         """What each license's periods are counted from."""
         for license_id, row in self.rows.items():
             versions = self.versions[license_id]
             if versions:
                 yield Schedule(
                     license_id=license_id,
-                    zone=zone,
+                    zone=zones[row.customer],
                     anchor_at=row.anchor_at,
                     starts_at=row.starts_at,
                     ends_at=row.ends_at,

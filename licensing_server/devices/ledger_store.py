@@ -28,7 +28,13 @@ heads = sa.Table(
     sa.Column("is_tip", sa.Boolean, nullable=False),
     sa.Column("through", sa.BigInteger, nullable=False),
     sa.Column("acceptance", sa.BigInteger, nullable=False),
-    sa.Index("heads_tips", "device", "epoch", "is_tip"),
+)
+_IS_TIP = heads.c.is_tip.is_(True)
+sa.Index(
+    "heads_tips",
+    *(heads.c[name] for name in ("device", "epoch", "seq", "head", "acceptance")),
+    sqlite_where=_IS_TIP,
+    postgresql_where=_IS_TIP,
 )
 receipts = sa.Table(
     "receipts",

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from licensing_server.database import metadata
+from licensing_server.database import metadata, pieces
 
 _MONTHS = {"month": 1, "year": 12}
 _DAYS = {"day": 1, "week": 7}
@@ -208,20 +208,21 @@ def from_row(row: sa.Row[tuple[object, ...]]) -> tuple[str, str, Bounds]:
     return stored["license"], stored["interval"], Bounds(**{name: stored[name] for name in names})
 
 
-def read_last(connection: sa.Connection, license_ids: Iterable[str] | None) -> dict[tuple[str, str], Bounds]:
-    """The last period opened of each license and interval; of all licenses where none are named."""
+def read_last(connection: sa.Connection, license_ids: Iterable[str]) -> dict[tuple[str, str], Bounds]:
+    """The last period opened of each license and interval."""
     table = license_periods.c
-    newest = sa.select(table.license, table.interval, sa.func.max(table.start_at).label("start_at"))
-    if license_ids is not None:
-        newest = newest.where(table.license.in_(list(license_ids)))
-    newest_of = newest.group_by(table.license, table.interval).subquery()
-    same = sa.and_(
-        table.license == newest_of.c.license,
-        table.interval == newest_of.c.interval,
-        table.start_at == newest_of.c.start_at,
-    )
-    rows = connection.execute(sa.select(license_periods).join(newest_of, same))
-    return {(license_id, interval): bounds for license_id, interval, bounds in map(from_row, rows)}
+    found: dict[tuple[str, str], Bounds] = {}
+    for some in pieces(license_ids):
+        newest = sa.select(table.license, table.interval, sa.func.max(table.start_at).label("start_at"))
+        newest_of = newest.where(table.license.in_(some)).group_by(table.license, table.interval).subquery()
+        same = sa.and_(
+            table.license == newest_of.c.license,
+            table.interval == newest_of.c.interval,
+            table.start_at == newest_of.c.start_at,
+        )
+        rows = connection.execute(sa.select(license_periods).join(newest_of, same))
+        found |= {(license_id, interval): bounds for license_id, interval, bounds in map(from_row, rows)}
+    return found
 
 
 def open_until(connection: sa.Connection, schedules: Iterable[Schedule], until: int, *, since_run: int) -> int:
@@ -232,8 +233,7 @@ def open_until(connection: sa.Connection, schedules: Iterable[Schedule], until: 
     next period on. Returns how many periods were opened. It does not commit.
     """
     schedules = list(schedules)
-    ids = None if len(schedules) > 500 else [schedule.license_id for schedule in schedules]
-    last = read_last(connection, ids)
+    last = read_last(connection, [schedule.license_id for schedule in schedules])
     rows = [
         to_row(schedule.license_id, interval, bounds, since_run)
         for schedule in schedules
@@ -248,11 +248,12 @@ def open_until(connection: sa.Connection, schedules: Iterable[Schedule], until: 
 def read(connection: sa.Connection, license_ids: Iterable[str]) -> dict[str, list[tuple[str, Bounds]]]:
     """The stored periods of licenses, each with its interval, in the order of time."""
     table = license_periods.c
-    chosen = sa.select(license_periods).where(table.license.in_(list(license_ids)))
     found: dict[str, list[tuple[str, Bounds]]] = {}
-    for row in connection.execute(chosen.order_by(table.license, table.start_at, table.interval)):
-        license_id, interval, bounds = from_row(row)
-        found.setdefault(license_id, []).append((interval, bounds))
+    for some in pieces(license_ids):
+        chosen = sa.select(license_periods).where(table.license.in_(some))
+        for row in connection.execute(chosen.order_by(table.license, table.start_at, table.interval)):
+            license_id, interval, bounds = from_row(row)
+            found.setdefault(license_id, []).append((interval, bounds))
     return found
 
 

@@ -10,7 +10,8 @@ from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import service as customers
 from licensing_server.database import Connection, read, write
 from licensing_server.idempotency import NO_KEY, Once
-from licensing_server.licenses import periods, store
+from licensing_server.licenses import periods, spans, store
+from licensing_server.licenses.periods import Schedule
 from licensing_server.licenses.store import Grant, License
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
@@ -90,6 +91,7 @@ def grant(server: Server, terms: Terms, *, once: Once = NO_KEY) -> Document:
             grants=_grants(connection, terms),
         )
         store.insert(connection, license_, version)
+        spans.put(connection, {license_.id: _first_spans(connection, license_, version, now)})
         document = to_document(connection, license_, now)
         audit_log.append(
             server, connection, who=once.who, action="license.grant", subject=license_.id, body=document
@@ -106,6 +108,20 @@ def _plan_version(connection: Connection, terms: Terms) -> int:
         raise ServiceError("not_found", "plan")
     catalog.read_plan(body)
     return version
+
+
+def _first_spans(connection: Connection, license_: License, version: int, now: int) -> set[int]:
+    """Where the spans of a new license begin, in which its usage will be added up."""
+    plan = catalog.read_plan(catalog_store.read_version(connection, license_.plan, version))
+    schedule = Schedule(
+        license_id=license_.id,
+        zone=customers.find(connection, license_.customer).zone,
+        anchor_at=license_.anchor_at,
+        starts_at=license_.starts_at,
+        ends_at=license_.ends_at,
+        intervals=plan.intervals,
+    )
+    return spans.ahead(schedule, {}, max(now, license_.starts_at) + spans.AHEAD_S)
 
 
 def _grants(connection: Connection, terms: Terms) -> tuple[Grant, ...]:

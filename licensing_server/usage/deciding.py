@@ -15,7 +15,7 @@ from licensing_server.devices import service as devices
 from licensing_server.licenses import store as license_store
 from licensing_server.pages import Document
 from licensing_server.server import Server
-from licensing_server.usage import chains, decision_store, repeats, store, taking
+from licensing_server.usage import chains, decision_store, repeats, rollups, store, taking
 from meterkit.errors import InputError, ServiceError
 from meterkit.limits import INTEGER_MAX
 from meterkit.receipts import totals_to_claims
@@ -259,6 +259,8 @@ def _apply(connection: Connection, outcome: str, effect: _Effect) -> None:
         changed = [record for record in effect.records if record.dismissed_run is None]
     elif outcome == "dismiss_branch":
         decision_store.mark_dismissed(connection, effect.records, effect.since_run or 0)
+        for device in {record.device for record in effect.records}:
+            rollups.renew(connection, device, [record.epoch for record in effect.records])
         changed = [record for record in effect.records if record.is_counted]
     else:
         return

@@ -9,7 +9,7 @@ from licensing_server.devices import group_store, ledger_store, replies, token_s
 from licensing_server.devices import store as device_store
 from licensing_server.licenses import store as license_store
 from licensing_server.server import Server
-from licensing_server.usage import answering, known, plain, store
+from licensing_server.usage import answering, known, plain, rollups, store
 from licensing_server.usage.answering import Answered
 from licensing_server.usage.branches import Taken
 from licensing_server.usage.known import Known, UnitsKey
@@ -81,6 +81,7 @@ def _store(connection: Connection, answered: Collection[Answered], now: int) -> 
         heads += [replace(head, acceptance=own[head.acceptance]) for head in each.heads]
     store.insert_batches(connection, batches)
     store.insert_records(connection, records)
+    rollups.add(connection, records)
     ended = [each.plain.start for each in answered if each.plain.start.position.seq]
     ledger_store.go_on(connection, ended, heads)
     ledger_store.insert_receipts(connection, [(each.heads[-1], each.receipt) for each in answered], now)

@@ -12,8 +12,10 @@ from licensing_server.devices.ledger_store import to_row as head_to_row
 from licensing_server.devices.store import devices
 from licensing_server.devices.token_store import exposures, token_limits, tokens
 from licensing_server.licenses.store import license_units, licenses
+from licensing_server.usage import rollups
 from licensing_server.usage.decision_store import exception_decisions
 from licensing_server.usage.rebuilding import Difference, Key, Rebuilt, Row
+from licensing_server.usage.rollups import usage_rollups
 from licensing_server.usage.store import batches, exceptions, standing, usage_records
 from meterkit import envelopes
 from meterkit.canonical import from_bytes
@@ -24,7 +26,10 @@ from meterkit.tokens import Token
 
 TABLES = {
     table.name: table
-    for table in (batches, heads, usage_records, tokens, token_limits, exposures, license_units, exceptions)
+    for table in (
+        *(batches, heads, usage_records, usage_rollups, tokens, token_limits, exposures, license_units),
+        exceptions,
+    )
 }
 _EVIDENCE = ("batches", "tokens", "token_limits", "exceptions")  # their rows are put right, never added or removed
 
@@ -58,6 +63,7 @@ def rebuilt_rows(connection: sa.Connection, rebuilt: Rebuilt) -> dict[str, dict[
         "batches": _by_key(batches, ({"acceptance": number, **row} for number, row in rebuilt.placements.items())),
         "heads": _by_key(heads, map(head_to_row, rebuilt.ledgers.heads.values())),
         "usage_records": _by_key(usage_records, rebuilt.records),
+        "usage_rollups": _by_key(usage_rollups, rollups.added_up(connection, rebuilt.records)),
     }
     return found | _rebuilt_tokens(connection, rebuilt)
 

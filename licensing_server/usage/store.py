@@ -67,6 +67,13 @@ usage_records = sa.Table(
     sa.Index("usage_by_meter", "license", "model", "unit", "service_at"),
     sa.Index("usage_by_acceptance", "acceptance"),
 )
+# What of the records is looked at one by one; all others count whole, whatever a billing run knows of decisions.
+ODD = sa.or_(
+    usage_records.c.quarantined.is_(True),
+    usage_records.c.repeated > sa.literal_column("0"),
+    usage_records.c.dismissed_run.is_not(None),
+)
+sa.Index("usage_odd", usage_records.c.license, sqlite_where=ODD, postgresql_where=ODD)
 exceptions = sa.Table(
     "exceptions",
     metadata,

@@ -12,7 +12,7 @@ from licensing_server.licenses import service as licenses
 from licensing_server.licenses import store as license_store
 from licensing_server.licenses.store import License
 from licensing_server.server import Server
-from licensing_server.usage import gone_store, judging, records, repeats, rollbacks, store
+from licensing_server.usage import gone_store, judging, records, repeats, rollbacks, rollups, store
 from licensing_server.usage.branches import Adopted, Taken, View
 from licensing_server.usage.records import Finding, IssuedToken
 from licensing_server.webhook_endpoints import outbox
@@ -111,7 +111,9 @@ def _store_records(server: Server, connection: Connection, taken: Taken, accepta
     if taken.is_parted:
         found = repeats.note(made.rows, taken, acceptance, _known_batches(connection, device, epoch))
         findings += [found] if found else []
-    store.insert_records(connection, [{**row, "acceptance": acceptance} for row in made.rows])
+    rows = [{**row, "acceptance": acceptance} for row in made.rows]
+    store.insert_records(connection, rows)
+    rollups.add(connection, rows)
     counted = [row for row in made.rows if not row["quarantined"]]
     add_units(connection, [{**row, "units": row["units"] - row["repeated"]} for row in counted])
     if made.serial is not None:

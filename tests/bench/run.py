@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(Path(__file__).resolve().parent)]
 
+import billing  # noqa: E402
 import disk  # noqa: E402
 import gate  # noqa: E402
 import harness  # noqa: E402
@@ -21,6 +22,7 @@ GROUPS = {
     "tokens": tokens.rows,
     "ingest": ingest.rows,
     "returning": returning.rows,
+    "billing": billing.rows,
 }
 
 

@@ -18,9 +18,10 @@ from licensing_server.usage import deciding
 from licensing_server.usage.deciding import Resolution
 from licensing_server.usage.decision_store import exception_decisions
 from licensing_server.usage.rebuild import rebuild
+from licensing_server.usage.rollups import usage_rollups
 from licensing_server.usage.store import batches, exceptions, usage_records
 
-TABLES = (heads, usage_records, exposures, license_units, tokens, token_limits, batches, exceptions)
+TABLES = (heads, usage_records, usage_rollups, exposures, license_units, tokens, token_limits, batches, exceptions)
 
 
 def stored(fleet, tables=TABLES):
@@ -143,6 +144,11 @@ SPOILED = {
     "exposures": sa.delete(exposures),
     "a pool": sa.update(license_units).where(first_of(license_units)).values(units=license_units.c.units + 1),
     "pools": sa.delete(license_units),
+    "what was added up": sa.update(usage_rollups)
+    .where(first_of(usage_rollups))
+    .values(units=usage_rollups.c.units + 1),
+    "how far that reaches": sa.update(usage_rollups).where(first_of(usage_rollups)).values(acceptance_last=1),
+    "everything that was added up": sa.delete(usage_rollups),
     "where a batch attaches": sa.update(batches)
     .where(first_of(batches, batches.c.parent.is_not(None)))
     .values(parent=None),

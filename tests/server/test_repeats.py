@@ -201,7 +201,7 @@ def test_an_audit_finds_out_a_vendor_that_bills_both(biller, copies):
     biller.finalize(draft["id"])
     whats = [each.what for each in biller.audit(draft["id"]).findings]
     assert "quantity: it says 80, the evidence gives 50" in whats
-    assert [each["table"] for each in rebuild(biller.server)["items"]] == ["usage_records"]
+    assert [each["table"] for each in rebuild(biller.server)["items"]] == ["usage_records", "usage_rollups"]
     assert counted(biller) == (50, 30, 0)
 
 

@@ -87,7 +87,9 @@ def test_a_life_of_a_month_is_told_once_each_in_the_transaction_of_the_fact(bill
             "customer": biller.customer,
             "currency": "EUR",
             "run": 1,
+            "kind": "invoice",
             "total_minor": 103,
+            "due_minor": 103,
         },
     }
     assert {message["endpoint"] for message in messages(biller)} == {made["id"]}

@@ -23,6 +23,7 @@ from licensing_server.devices.store import devices as device_table
 from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.store import licenses
 from licensing_server.pages import Page
+from licensing_server.usage import rollups
 from licensing_server.usage.store import usage_records
 from meterkit import audit, evidence
 from meterkit.attribution import Calendar, Run, TokenSpan, gather
@@ -137,6 +138,9 @@ class Biller(Fleet):
         """Count twice what two branches tell of, as a vendor would who knows no shame."""
         with write(self.server) as connection:
             connection.execute(sa.update(usage_records).values(repeated=0))
+            ledgers = sa.select(usage_records.c.device, usage_records.c.epoch).distinct()
+            for device, epoch in connection.execute(ledgers).all():
+                rollups.renew(connection, device, [epoch])
 
     # -- what the core says
 
@@ -145,7 +149,7 @@ class Biller(Fleet):
         with self._undone() as connection:
             customer = customers.find(connection, self.customer)
             known = customer_terms.read(connection, customer.id, customer.zone, run)
-            found = sums.read(connection, customer.id, run, known)
+            found = sums.read(connection, run, known)
             devices = connection.execute(sa.select(device_table.c.id)).scalars()
             records = [record for device in devices for record in chains.records(connection, device, run)]
             spans = [
