@@ -167,7 +167,7 @@ class DemoDevice:
             for line in process.stdout or ():
                 heard.take(line)
                 if heard.calls == kill_at_call and heard.in_flight_units:
-                    time.sleep(0.015)  # into the call
+                    time.sleep(0.002)  # into the call, which takes ten times as long
                     process.send_signal(signal.SIGKILL)
         return heard
 
