@@ -1,7 +1,7 @@
 """What a run bills a customer, as documents: computed, drafted, frozen."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -99,7 +99,7 @@ class _Customer:
         late = deadlines(terms, closed, run)
         if not late:
             return usage
-        return lateness.with_late(usage, lateness.measure(self.connection, terms, run, late))
+        return replace(usage, measured=lateness.measure(self.connection, terms, run, late))
 
     def _settled(self, currency: str, bills: Bills, terms: list[Terms]) -> Computed:
         run, account, history = self.runs[-1], Account(), History()

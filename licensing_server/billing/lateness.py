@@ -17,7 +17,7 @@ from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.spans import license_spans
 from licensing_server.usage.rollups import HOLDS
 from licensing_server.usage.store import HALF, batches, standing, usage_records
-from meterkit.attribution import Calendar, Deadline, Measured, Record, Run, Slot, TokenSpan, Usage, gather
+from meterkit.attribution import Calendar, Deadline, Measured, Record, Run, Slot, TokenSpan, gather
 from meterkit.lateness import Declared, Reporting
 from meterkit.licenses import Meter
 from meterkit.terms import Terms
@@ -68,11 +68,6 @@ def measure(
     own += _pieces(connection, terms, run, heads_of, forked)
     calendar = Calendar(terms.periods, terms.ends_at)
     return dict(gather(calendar, run, own, (), deadlines).measured)
-
-
-def with_late(usage: Usage, measured: Mapping[tuple[Slot, Meter], Measured]) -> Usage:
-    """The same active devices, with other sums."""
-    return Usage(measured=measured, devices=usage.devices)
 
 
 def _pieces(

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
+from licensing_server.accounts.schemas import Amount
 from licensing_server.schemas import Body, CustomerId, PlanId, Seconds, Text, shaped
 from meterkit import shapes
 
-Amount = Annotated[str, shaped(shapes.text(32))]  # decimal text, judged with its currency
 Place = Annotated[int, shaped(shapes.integer(1, 1_000_000))]
 
 
