@@ -21,7 +21,6 @@ _CONTAINERS = (dict, list)
 _SEQUENCES = (list, tuple)
 _TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _PIECE_BYTES = 1024 * 1024
-_BASE64URL = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")  # by length modulo 4: its unused bits are zero
 # A number that may be out of range, or a minus zero; it may also only be a piece of text.
 _DOUBTFUL_NUMBER = re.compile(r"[0-9]{16}|-0")
@@ -83,7 +82,8 @@ def from_bytes(data: bytes, *, bytes_max: int) -> Any:
         value = (_STRICT if _DOUBTFUL_NUMBER.search(text) else _PLAIN_NUMBERS).decode(text)
     except (ValueError, RecursionError):
         raise InputError("malformed_json", "does not parse") from None
-    _check_depth(value)
+    if text.count("{") + text.count("[") > limits.JSON_DEPTH_MAX:  # fewer can't be nested deeper
+        _check_depth(value)
     if "\\u" in text:
         _check_surrogates(value)
     return value
@@ -182,8 +182,12 @@ def from_base64url(text: str) -> bytes:
         InputError: `malformed_envelope`, for padding, another alphabet, or bits that nobody wrote.
     """
     last = _LAST_CHARACTERS[len(text) % 4]
-    if last is None or not text.isascii() or text.encode().translate(None, _BASE64URL):
+    if last is None or "+" in text or "/" in text or "=" in text:
         raise InputError("malformed_envelope", "not base64url")
     if last and text[-1] not in last:
         raise InputError("malformed_envelope", "base64url is not canonical")
-    return binascii.a2b_base64(text.encode().translate(_FROM_URL) + b"=" * (-len(text) % 4))
+    try:
+        padded = text.encode("ascii").translate(_FROM_URL) + b"=" * (-len(text) % 4)
+        return binascii.a2b_base64(padded, strict_mode=True)
+    except ValueError:
+        raise InputError("malformed_envelope", "not base64url") from None
