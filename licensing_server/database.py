@@ -185,16 +185,22 @@ def add_to(
     """
     if many and connection.dialect.name == "postgresql":
         sums = _set_aside(connection, sums)
-    dialect: Any = sqlite if connection.dialect.name == "sqlite" else postgresql
-    adding = dialect.insert(table).from_select([column.name for column in sums.selected_columns], sums)
-    own, new = table.c, adding.excluded
+    connection.execute(adding(connection.dialect.name, table, sums, how))
+
+
+def adding(dialect_name: str, table: sa.Table, sums: sa.Select[Any], how: Mapping[str, str]) -> sa.Insert:
+    """Make the statement that adds sums to a table's rows, as `add_to` does, to be executed more than once."""
+    dialect: Any = sqlite if dialect_name == "sqlite" else postgresql
+    made = dialect.insert(table).from_select([column.name for column in sums.selected_columns], sums)
+    own, new = table.c, made.excluded
     changed = {
         name: own[name] + new[name]
         if sign == "+"
         else sa.case((new[name].op(sign)(own[name]), new[name]), else_=own[name])
         for name, sign in how.items()
     }
-    connection.execute(adding.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed))
+    statement: sa.Insert = made.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+    return statement
 
 
 def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any]:

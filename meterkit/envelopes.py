@@ -89,6 +89,12 @@ def unverified_parts(kind: Kind, text: str) -> Parts:
     return Parts(kid=kid, payload=payload, signed=text.rpartition(".")[0].encode("ascii"), signature=signature)
 
 
+def unverified_kid(kind: Kind, text: str) -> str:
+    """Read which key an envelope says has signed it, and nothing else of it: to fetch the keys of many at once."""
+    header = text[: _HEADER_BYTES_MAX * 2].partition(".")[0]
+    return _read_header(kind, from_base64url(header))
+
+
 def _read_header(kind: Kind, data: bytes) -> str:
     # A header as Meterkit writes it is read without parsing JSON; any other takes the long way to the same end.
     kid: Any = data[len(_USUAL_START) : len(_USUAL_START) + limits.KID_CHARS].decode("ascii", "replace")

@@ -7,13 +7,14 @@ tells how far it reaches, in time and in acceptance: whoever may know less than 
 A license whose usage is not added up yet (its records are older than these tables) has no spans, and no rows.
 """
 
+import functools
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import add_to, metadata, pieces, total
+from licensing_server.database import add_to, adding, metadata, named, pieces, total
 from licensing_server.licenses import spans
 from licensing_server.licenses.spans import EVER, Cuts, license_spans
 from licensing_server.usage.store import ODD, usage_records
@@ -66,10 +67,23 @@ def add(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     numbers = [row["acceptance"] for row in plain]
     instants = [row["service_at"] for row in plain]
-    devices = sorted({row["device"] for row in plain})
-    new = sa.and_(_RECORD.device.in_(devices), _RECORD.acceptance.between(min(numbers), max(numbers)))
-    within = sa.and_(_SPAN.start_at <= max(instants), _SPAN.end_at > min(instants))
-    _add_up(connection, new, within, _SPAN.license.in_(sorted({row["license"] for row in plain})))
+    which = {
+        "of_devices": sorted({row["device"] for row in plain}),
+        "of_licenses": sorted({row["license"] for row in plain}),
+        "from_acceptance": min(numbers),
+        "to_acceptance": max(numbers),
+        "from_at": min(instants),
+        "to_at": max(instants),
+    }
+    connection.execute(_adding_new(connection.dialect.name), which)
+
+
+@functools.cache  # making it anew takes longer than executing it
+def _adding_new(dialect_name: str) -> sa.Insert:
+    new = _RECORD.acceptance.between(sa.bindparam("from_acceptance"), sa.bindparam("to_acceptance"))
+    within = sa.and_(_SPAN.start_at <= sa.bindparam("to_at"), _SPAN.end_at > sa.bindparam("from_at"))
+    named_ones = _RECORD.device.in_(named("of_devices")), _SPAN.license.in_(named("of_licenses"))
+    return adding(dialect_name, usage_rollups, _summed(new, within, *named_ones), _ADDED)
 
 
 def renew(connection: sa.Connection, device: str, epochs: Iterable[str]) -> None:
@@ -136,7 +150,11 @@ def _divide(connection: sa.Connection, license_id: str, before: Sequence[int], c
 
 def _add_up(connection: sa.Connection, *which: sa.ColumnElement[bool], many: bool = False) -> None:
     """Add some of the plain records to the rows of their spans."""
+    add_to(connection, usage_rollups, _summed(*which), _ADDED, many=many)
+
+
+def _summed(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:
     key = [*(_RECORD[name] for name in METERED), _SPAN.start_at]
     sums = [column.label(name) for name, column in _SUMS.items()]
     chosen = sa.select(*key, *sums).join_from(usage_records, license_spans, HOLDS).where(sa.not_(ODD), *which)
-    add_to(connection, usage_rollups, chosen.group_by(*key), _ADDED, many=many)
+    return chosen.group_by(*key)

@@ -1,6 +1,7 @@
 """Usage: taking batches in, saying how far they are accepted, and summing what was used."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from licensing_server.audit_log import service as audit_log
@@ -15,7 +16,7 @@ from licensing_server.pages import Document, Page
 from licensing_server.server import Server
 from licensing_server.usage import grouped, judging, opening, store, taking
 from meterkit import envelopes
-from meterkit.errors import MeterkitError
+from meterkit.errors import MeterkitError, TrustError
 from meterkit.exchange import Reply
 from meterkit.keys import VerifyKey
 from meterkit.ledger import Chain
@@ -64,7 +65,8 @@ def take_together(server: Server, requests: Sequence[Sequence[str]]) -> list[Rep
     Raises:
         ServiceError: `database_unavailable`; nothing of the group is acknowledged then.
     """
-    opened = [opening.open_plain(texts, lambda kid: _device_key(server, kid)) for texts in requests]
+    _learn_keys(server, requests)
+    opened = [opening.open_plain(texts, lambda kid: _known_key(server, kid)) for texts in requests]
     plain = [each for each in opened if each is not None]
     try:
         replies = iter(grouped.take(server, plain) if plain else [])
@@ -88,14 +90,26 @@ def take_alone(server: Server, texts: Sequence[str]) -> Answer:
         return Answer(reply=_accept(server, connection, judgement), refused=judgement.refused)
 
 
-def _device_key(server: Server, kid: str) -> VerifyKey:
+def _learn_keys(server: Server, requests: Sequence[Sequence[str]]) -> None:
+    """Read the keys of devices that this process has not met yet, all at once."""
+    named: set[str] = set()
+    for text in (text for texts in requests for text in texts):
+        with suppress(MeterkitError):  # it is named where the text is opened
+            named.add(envelopes.unverified_kid(envelopes.BATCH, text))
+    new = named - server.device_keys.keys()
+    if not new:
+        return
+    with read(server) as connection:
+        found = device_store.find_all(connection, [f"dev_{kid}" for kid in new])
+    if len(server.device_keys) + len(found) > _DEVICE_KEYS_MAX:
+        server.device_keys.clear()
+    server.device_keys.update({key.kid: key for key in (device.verify_key for device in found.values())})
+
+
+def _known_key(server: Server, kid: str) -> VerifyKey:
     key = server.device_keys.get(kid)
     if key is None:
-        with read(server) as connection:
-            key = judging.device_key(connection, kid)
-        if len(server.device_keys) >= _DEVICE_KEYS_MAX:
-            server.device_keys.clear()
-        server.device_keys[kid] = key
+        raise TrustError("key_unknown", "device")
     return key
 
 
