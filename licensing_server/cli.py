@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import uvicorn
 
-from licensing_server import directory, migrating, moving, settings, shell
+from licensing_server import directory, migrating, moving, renewing, settings, shell
 from licensing_server.accounts import commands as accounts
 from licensing_server.api_keys import commands as api_keys
 from licensing_server.app import create_app
@@ -131,6 +131,42 @@ def root_key(sh: shell.Shell) -> None:
             "fingerprint": roots_fingerprint(keyring.roots, keyring.threshold),
         }
     )
+
+
+@cli.command("keys")
+@shell.pass_shell
+def list_keys(sh: shell.Shell) -> None:
+    """List the online keys that the newest keyring names, and until when each of them may sign."""
+    sh.show_list(renewing.show_keys(sh.open().keyring), list(renewing.SHOWN))
+
+
+@cli.command("renew-keys")
+@click.option(
+    "--root-key",
+    "root_keys",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="A root's secret key; as many as the threshold asks for.",
+)
+@click.option(
+    "--distrust",
+    "distrusted",
+    type=(str, shell.INSTANT),
+    multiple=True,
+    metavar="KID INSTANT",
+    help="Refuse what this key signed after that instant: others may have it.",
+)
+@shell.pass_shell
+def renew_keys(sh: shell.Shell, root_keys: tuple[Path, ...], distrusted: tuple[tuple[str, int], ...]) -> None:
+    """Make new online keys, and a keyring for another year that the root signs.
+
+    Due once a year: when the keyring has expired, `/readyz` fails and nothing can be signed. Start the servers
+    again afterwards, and take the root's key offline.
+    """
+    roots = [directory.read_signing_key(path) for path in root_keys]
+    sh.show(renewing.renew(sh.server(), roots, distrusted=dict(distrusted)))
+    click.echo("Start the servers again: they go on with the keys that they have read.", err=True)
 
 
 _NOUNS = (

@@ -82,7 +82,7 @@ def init(
         _make_database(Settings(directory=building, postgresql_url=postgresql_url))
         if root_key is None:
             (building / "root").mkdir(mode=0o700)
-            _write_new(building / "root" / "root.key", root.unsafe_to_text())
+            write_new(building / "root" / "root.key", root.unsafe_to_text())
         api_key = _first_api_key(Settings(directory=building, postgresql_url=postgresql_url), clock, random)
         _place(building, directory, root_key, root)
     except BaseException:
@@ -106,17 +106,17 @@ def _check_free(directory: Path, root_key: Path | None) -> None:
 
 
 def _build(building: Path, issuer: str, root: SigningKey, *, now: int, random: Callable[[int], bytes]) -> None:
-    _write_new(building / _SETTINGS, to_bytes({"v": 1, "issuer": issuer}).decode())
+    write_new(building / _SETTINGS, to_bytes({"v": 1, "issuer": issuer}).decode())
     for name in ("keys", "keyrings"):
         (building / name).mkdir(mode=0o700)
     keys = {purpose: SigningKey(random(32)) for purpose in PURPOSES}
     for purpose, key in keys.items():
-        _write_new(building / "keys" / f"{purpose}.key", key.unsafe_to_text())
+        write_new(building / "keys" / f"{purpose}.key", key.unsafe_to_text())
     for name in (_PEPPER, _SEALING):
-        _write_new(building / "keys" / f"{name}.key", to_base64url(random(32)))
+        write_new(building / "keys" / f"{name}.key", to_base64url(random(32)))
     claims = first_keyring(issuer, root, keys, now=now)
     document = [signing.sign(envelopes.KEYRING_DOCUMENT, claims, root)]
-    _write_new(building / "keyrings" / "1.json", to_bytes(document).decode())
+    write_new(building / "keyrings" / "1.json", to_bytes(document).decode())
 
 
 def _make_database(settings: Settings) -> None:
@@ -141,17 +141,19 @@ def first_keyring(issuer: str, root: SigningKey, keys: dict[str, SigningKey], *,
         "version": 1,
         "expires": now + limits.KEYRING_LIFE_S,
         "roots": {"threshold": 1, "keys": [root.verify_key.text]},
-        "keys": [
-            {
-                "kid": key.kid,
-                "key": key.verify_key.text,
-                "purposes": [purpose],
-                "not_before": now,
-                "not_after": now + limits.SIGNING_KEY_LIFE_S,
-                "distrusted_after": None,
-            }
-            for purpose, key in keys.items()
-        ],
+        "keys": [keyring_key(key, purpose, now=now) for purpose, key in keys.items()],
+    }
+
+
+def keyring_key(key: SigningKey, purpose: str, *, now: int) -> dict[str, object]:
+    """The entry of a new key in a keyring: it may sign for one purpose, for a year from now."""
+    return {
+        "kid": key.kid,
+        "key": key.verify_key.text,
+        "purposes": [purpose],
+        "not_before": now,
+        "not_after": now + limits.SIGNING_KEY_LIFE_S,
+        "distrusted_after": None,
     }
 
 
@@ -170,7 +172,7 @@ def _place(building: Path, directory: Path, root_key: Path | None, root: Signing
     if root_key is None:
         _move(building, directory)
         return
-    _write_new(root_key, root.unsafe_to_text())
+    write_new(root_key, root.unsafe_to_text())
     try:
         _move(building, directory)
     except ServiceError:
@@ -179,15 +181,15 @@ def _place(building: Path, directory: Path, root_key: Path | None, root: Signing
 
 
 def _move(building: Path, directory: Path) -> None:
-    _sync_directory(building)
+    sync_directory(building)
     try:
         building.rename(directory)  # also onto an empty directory, never onto a full one
     except OSError:
         raise ServiceError("already_initialized", str(directory)) from None
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
-def _write_new(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
     """Write a new file, owner-only from its first byte on, durably; never over another."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
@@ -197,10 +199,11 @@ def _write_new(path: Path, text: str) -> None:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make names that were made or changed in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -232,7 +235,7 @@ def open_server(
         engine=database.make_engine(settings.database_url),
         clock=clock,
         random=random,
-        keys={purpose: _signing_key(keys / f"{purpose}.key") for purpose in PURPOSES},
+        keys={purpose: read_signing_key(keys / f"{purpose}.key") for purpose in PURPOSES},
         keyrings=keyrings,
         keyring=keyring,
         pepper=_secret(keys / f"{_PEPPER}.key"),
@@ -263,11 +266,12 @@ def _read_owner_only(path: Path) -> str:
     return data.decode("ascii", errors="replace").strip()
 
 
-def _signing_key(path: Path) -> SigningKey:
+def read_signing_key(path: Path) -> SigningKey:
+    """Read a secret key from a file that is its owner's alone; else raise `signing_unavailable`."""
     try:
         return SigningKey.from_text(_read_owner_only(path))
     except InputError:
-        raise ServiceError("signing_unavailable", f"keys/{path.name} is damaged") from None
+        raise ServiceError("signing_unavailable", f"{path.parent.name}/{path.name} is damaged") from None
 
 
 def _secret(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from billing_fleet import Biller
 from fleet import MODEL, PRODUCT, FakeDevice
 
-from licensing_server import directory
+from licensing_server import renewing
 from licensing_server.accounts import service as accounts
 from licensing_server.billing import changing, disputing, service, settling
 from licensing_server.catalog import service as catalog
@@ -20,8 +20,6 @@ from licensing_server.customers import service as customers
 from licensing_server.devices import decisions
 from licensing_server.licenses import service as licenses
 from licensing_server.usage import deciding
-from meterkit import envelopes, limits, signing
-from meterkit.canonical import to_bytes
 from meterkit.keys import SigningKey
 
 if TYPE_CHECKING:
@@ -275,13 +273,7 @@ class Year:
 
     def _in_11(self) -> None:
         """The root signs the next year's keyring; what was signed before stays good."""
-        root = SigningKey.from_text(self.biller.made.root_key.read_text())
-        claims = directory.first_keyring(self.server.issuer, root, self.server.keys, now=START)
-        later = self.now + limits.KEYRING_LIFE_S
-        keys = [{**key, "not_after": later} for key in claims["keys"]]
-        claims = {**claims, "version": 2, "iat": self.now, "expires": later, "keys": keys}
-        document = [signing.sign(envelopes.KEYRING_DOCUMENT, claims, root)]
-        (self.server.directory / "keyrings" / "2.json").write_bytes(to_bytes(document))
+        renewing.renew(self.server, [SigningKey.from_text(self.biller.made.root_key.read_text())])
         self.biller.reopen()
         self.mishaps["keyring renewed"] += 1
 
