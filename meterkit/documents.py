@@ -62,6 +62,11 @@ class Settled:
         """What is left to pay; of a credit note zero."""
         return self.total_minor - sum(use.amount_minor for use in self.credits) - self.balance_minor
 
+    @property
+    def is_met(self) -> bool:
+        """Whether it is an invoice on which nothing is due: prepaid credits and the balance have met it whole."""
+        return self.kind == INVOICE and not self.due_minor
+
     def note_in(self, history: History, number: str) -> None:
         """Add this document to what later ones must know."""
         for line in self.lines:

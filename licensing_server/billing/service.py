@@ -196,6 +196,7 @@ def _draft_of(server: Server, customer: Customer, made: Computed, stored: Stored
 def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -> Document:
     """Make a draft an invoice, or a credit note: computed again, numbered, its bytes and evidence frozen for good.
 
+    An invoice on which nothing is due, for prepaid credits and the balance have met it whole, is `paid` at once.
     Asked again it gives the document as it is.
 
     Raises:
@@ -216,9 +217,8 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
             raise ServiceError("state_conflict", "nothing is left to bill")
         series, counter = SERIES[made.settled.kind]
         number = f"{series}-{next_number(connection, counter):06d}"
-        final = replace(
-            invoice, state="finalized", number=number, finalized_at=now, **documents.figures(made.settled)
-        )
+        state = "paid" if made.settled.is_met else "finalized"
+        final = replace(invoice, state=state, number=number, finalized_at=now, **documents.figures(made.settled))
         body, evidence = documents.freeze(server, connection, final, made, customer=customer, run=stored.limits)
         final = replace(final, body=body)
         store.finalize(connection, final, evidence, made.settled.lines)
@@ -226,9 +226,14 @@ def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -
         booking.book(connection, final, made.settled)
         booking.check_funds(connection, final)  # what was decided since its run began, it does not know
         outbox.announce(server, connection, "invoice.finalized", invoice_id, documents.announced(final))
-        about = {"number": number, "run": final.run, "total_minor": final.total_minor, "sha256": sha256_hex(body)}
+        about = {"number": number, "state": state, "run": final.run, "total_minor": final.total_minor}
         audit_log.append(
-            server, connection, who=who, action=f"{final.kind}.finalize", subject=invoice_id, body=about
+            server,
+            connection,
+            who=who,
+            action=f"{final.kind}.finalize",
+            subject=invoice_id,
+            body={**about, "sha256": sha256_hex(body)},
         )
         return final.to_document()
 

@@ -79,10 +79,11 @@ def _open(connection: Connection, invoice: Invoice) -> int:
 def void(server: Server, invoice_id: str, *, note: str, once: Once = NO_KEY) -> Document:
     """Take a document back: it keeps its number, and its lines count as never billed from the next run on.
 
-    The next run bills what is owed anew, in a document that says which one it replaces.
+    The next run bills what is owed anew, in a document that says which one it replaces. What prepaid credits and
+    the balance had met goes back to them, also where they had met it whole: no payment is noted, so none is lost.
 
     Raises:
-        ServiceError: `not_found`; `state_conflict` for a draft, for what is paid, in part or whole, for a document
+        ServiceError: `not_found`; `state_conflict` for a draft, for what payments are noted on, for a document
             that a later one lowers, for a line in dispute, or where what a credit note gave, to the balance or to
             a prepaid credit, is used up.
     """
@@ -106,8 +107,8 @@ def void(server: Server, invoice_id: str, *, note: str, once: Once = NO_KEY) -> 
 
 
 def _check_voidable(connection: Connection, invoice: Invoice) -> None:
-    if invoice.state != "finalized" or account_store.paid(connection, invoice.id):
-        raise ServiceError("state_conflict", "only what is final and not paid, not even in part, can be void")
+    if invoice.state not in ("finalized", "paid") or account_store.paid(connection, invoice.id):
+        raise ServiceError("state_conflict", "only what is final and has no payment, not even a part, can be void")
     lowered = account_store.lowered_by(connection, invoice.number or "")
     if lowered is not None:
         raise ServiceError("state_conflict", f"{lowered} lowers it")

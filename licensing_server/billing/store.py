@@ -122,7 +122,7 @@ def delete_drafts(connection: sa.Connection, asked: Collection[str]) -> None:
 
 
 def finalize(connection: sa.Connection, invoice: Invoice, evidence: bytes, lines: Iterable[Line]) -> None:
-    """Make a draft final: its number, its bytes, its evidence; its lines count as billed from here on."""
+    """Make a draft final, or paid: its number, bytes and evidence; its lines count as billed from here on."""
     values = {column.name: getattr(invoice, column.name) for column in _OWN} | {"evidence": evidence}
     connection.execute(sa.update(invoices).where(invoices.c.id == invoice.id).values(values))
     connection.execute(

@@ -5,6 +5,7 @@ from account_ways import APRIL, bill_at, credit, falling, refused, stands, tax, 
 from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
 
 from licensing_server.accounts import service as accounts
+from licensing_server.audit_log import service as audit_log
 from licensing_server.billing import disputing, service, settling
 from licensing_server.licenses import service as licenses
 from licensing_server.pages import Page
@@ -202,6 +203,54 @@ def test_an_invoice_is_paid_in_parts_and_then_is_not_voided(biller):
     assert refused(settling.pay, biller.server, invoice["id"], **pay) == "state_conflict"
     assert stands(biller)["owes"] == "0.00"
     assert biller.audit(invoice["id"]).findings == ()
+
+
+@pytest.mark.parametrize(("paid_ahead", "state"), [("1.19", "paid"), ("1.18", "finalized")])
+def test_what_credits_have_met_whole_is_paid_when_it_is_final(biller, paid_ahead, state):
+    tax(biller, "19")
+    credit(biller, paid_ahead, starts_at=0)
+    biller.use(biller.device(biller.grant()), 100, at("2026-01-05"))
+    final = bill_at(biller, FEBRUARY)
+    assert (final["state"], service.show(biller.server, final["id"])["state"]) == (state, state)
+    assert service.finalize(biller.server, final["id"]) == final
+    shown = settling.show_payments(biller.server, final["id"])
+    due = final["due_minor"]
+    assert (shown["state"], shown["open_minor"], shown["paid_minor"], shown["items"]) == (state, due, 0, [])
+    (logged,) = audit_log.page(biller.server, Page(), subject=final["id"])["items"]
+    assert (logged["action"], logged["body"]["state"]) == ("invoice.finalize", state)
+    if state == "paid":
+        assert refused(settling.pay, biller.server, final["id"], reference="SEPA 1") == "state_conflict"
+        assert refused(disputing.dispute, biller.server, final["id"], line=1, note="no") == "state_conflict"
+
+
+def test_what_the_balance_has_met_whole_is_paid_and_a_credit_note_never_is(biller):
+    device = falling(biller)
+    biller.use(device, 100, at("2026-01-05"))
+    first = bill_at(biller, FEBRUARY)
+    biller.use(device, 1, at("2026-01-06"))
+    note = bill_at(biller, FEBRUARY + DAY)
+    biller.use(device, 49, at("2026-02-05"))
+    met = bill_at(biller, MARCH)
+    assert [each["state"] for each in (first, note, met)] == ["finalized", "finalized", "paid"]
+    assert stands(biller) == {"owes": "100.00", "prepaid": "0.00", "balance": "0.50"}
+
+
+def test_what_credits_alone_have_paid_can_be_void_and_they_have_it_back(biller):
+    """No payment is noted on it, so none is lost; with one cent of one it stands."""
+    one, two = credit(biller, "0.60", starts_at=0), credit(biller, "5", starts_at=0, priority=1)
+    device = biller.device(biller.grant())
+    biller.use(device, 100, at("2026-01-05"))
+    first = bill_at(biller, FEBRUARY)
+    assert (first["state"], stands(biller)["prepaid"]) == ("paid", "4.60")
+    settling.void(biller.server, first["id"], note="wrong address")
+    assert stands(biller) == {"owes": "0.00", "prepaid": "5.60", "balance": "0.00"}
+    again = bill_at(biller, FEBRUARY + DAY)
+    assert (again["state"], again["replaces"]) == ("paid", [first["number"]])
+    assert again["credits"] == [{"credit": one, "amount_minor": 60}, {"credit": two, "amount_minor": 40}]
+    disputing.concede(biller.server, again["id"], line=1, amount="0.50", note="for the outage")
+    note = bill_at(biller, FEBRUARY + 2 * DAY)
+    assert [(each["credit"], each["amount_minor"]) for each in note["credits"]] == [(two, -40), (one, -10)]
+    assert refused(settling.void, biller.server, again["id"], note="too late") == "state_conflict"
 
 
 def test_a_void_invoice_counts_as_never_billed_and_the_next_replaces_it(biller):

@@ -68,6 +68,31 @@ def test_batches_that_were_keyed_by_their_number_are_keyed_by_their_device(engin
     assert [each["name"] for each in inspected.get_indexes("batches")] == ["batches_by_place"]
 
 
+def test_invoices_that_were_met_whole_are_paid(engine):
+    upgrade_to(engine, "0011")
+    tables = {name: sa.Table(name, sa.MetaData(), autoload_with=engine) for name in ("customers", "billing_runs")}
+    invoices = sa.Table("invoices", sa.MetaData(), autoload_with=engine)
+    stood = [
+        ("invoice", "finalized", 0, "paid"),
+        ("invoice", "finalized", 1, "finalized"),
+        ("invoice", "draft", 0, "draft"),
+        ("invoice", "void", 0, "void"),
+        ("credit_note", "finalized", 0, "finalized"),
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(tables["customers"]), [row_for(tables["customers"], id="x")])
+        runs = [row_for(tables["billing_runs"], number=number, cut_off=number) for number in range(len(stood))]
+        connection.execute(sa.insert(tables["billing_runs"]), runs)
+        for run, (kind, state, due, _) in enumerate(stood):
+            named = {"id": f"inv_{run}", "number": f"n{run}", "run": run, "customer": "x"}
+            row = row_for(invoices, kind=kind, state=state, due_minor=due, **named)
+            connection.execute(sa.insert(invoices), [row])
+    migrating.upgrade(engine)
+    with engine.connect() as connection:
+        found = connection.execute(sa.text("SELECT state FROM invoices ORDER BY id")).scalars().all()
+    assert found == [state for *_, state in stood]
+
+
 def upgrade_to(engine, revision):
     config = migrating._config()
     with database.migration(engine) as connection:

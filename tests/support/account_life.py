@@ -142,8 +142,11 @@ class Life:
         sums: dict[tuple[Any, ...], int] = {}
         names = ("charge", "service_start_at", "service_end_at", "plan", "version", "kind")
         gone = {row.run for row in self.final() if row.state == "void"}
+        paid = {row.invoice for row in self.rows(account_store.payments)}
         for row in standing:
             assert row.due_minor >= 0
+            assert row.state == "finalized" or row.id in paid or not row.due_minor
+            assert (row.kind, row.state, row.due_minor) != ("invoice", "finalized", 0)
             for line in from_bytes(row.body, bytes_max=10**7)["lines"]:
                 key = tuple(line[name] for name in names)
                 sums[key] = sums.get(key, 0) + line["amount_minor"]
