@@ -91,6 +91,18 @@ def billed_on(connection: sa.Connection, key: Key) -> int:
     return billed - (connection.execute(given).scalar() or 0)
 
 
+def is_conceded(connection: sa.Connection, key: Key) -> bool:
+    """Tell whether anything was let off on a charge and period."""
+    chosen = sa.select(concessions.c.id).where(_same(concessions, key, any_kind=True))
+    return connection.execute(chosen.limit(1)).first() is not None
+
+
+def is_excluded(connection: sa.Connection, key: Key) -> bool:
+    """Tell whether a dispute about a charge and period ended by an exclusion of its records."""
+    ended = sa.and_(_same(disputes, key, any_kind=True), disputes.c.outcome == "excluded")
+    return connection.execute(sa.select(disputes.c.id).where(ended).limit(1)).first() is not None
+
+
 def insert_concession(connection: sa.Connection, row: dict[str, Any]) -> None:
     """Store a concession."""
     connection.execute(sa.insert(concessions), [row])

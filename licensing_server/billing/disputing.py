@@ -2,7 +2,7 @@
 
 A disputed line is not collected, and its key is not billed on until the dispute ends. It ends by nothing, by an
 exclusion of records (a decision about an exception, which changes the units), or by a concession (which leaves
-them): never by both.
+them): never by both. A case is a charge in a period, however many disputes and lines it has.
 """
 
 from typing import Any
@@ -70,7 +70,8 @@ def resolve(
 
     Raises:
         InputError: `malformed_members` for an unknown outcome, or an amount where none is conceded.
-        ServiceError: `not_found`; `state_conflict` for one that has ended, or more conceded than is billed.
+        ServiceError: `not_found`; `state_conflict` for one that has ended, for more conceded than is billed, or
+            where its charge and period took the other way: records excluded, or an amount let off.
     """
     if outcome not in OUTCOMES or (outcome == "conceded") != (amount is not None):
         raise InputError("malformed_members", f"outcome: one of {', '.join(OUTCOMES)}; an amount where conceded")
@@ -82,6 +83,8 @@ def resolve(
         if found.outcome is not None:
             raise ServiceError("state_conflict", found.outcome)
         until_run = number_to_come(connection, "billing_run")
+        if outcome == "excluded" and dispute_store.is_conceded(connection, store.key_from_row(found)):
+            raise ServiceError("state_conflict", "an amount was let off on it: records are not excluded as well")
         if amount is not None:
             invoice = find(connection, found.invoice)
             _concede(server, connection, found, amount, note, invoice=invoice)
@@ -98,8 +101,8 @@ def concede(
     """Let off an amount on a line, whatever was used: the next run has it as a line of its own, below zero.
 
     Raises:
-        ServiceError: `not_found`; `state_conflict` for a draft or a void document, while the line is disputed, or
-            for more than is billed on its charge and period.
+        ServiceError: `not_found`; `state_conflict` for a draft or a void document, while the line is disputed,
+            for more than is billed on its charge and period, or where a dispute about these ended by an exclusion.
     """
 
     def make(connection: Connection) -> Document:
@@ -120,6 +123,8 @@ def _concede(
 ) -> Document:
     key = store.key_from_row(about)
     amount_minor = read_amount(amount, invoice.currency)
+    if dispute_store.is_excluded(connection, key):
+        raise ServiceError("state_conflict", "records of it were excluded: nothing is let off as well")
     if amount_minor > dispute_store.billed_on(connection, key):
         raise ServiceError("state_conflict", "not more can be conceded than is billed")
     row = {

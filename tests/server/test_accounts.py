@@ -363,6 +363,51 @@ def test_a_dispute_ends_in_a_concession(biller):
     assert [each["amount_minor"] for each in shown["concessions"]] == [25]
 
 
+def disputed(biller, invoice, line: int = 1) -> dict:
+    """Dispute a line; gives how its dispute can be ended."""
+    held = disputing.dispute(biller.server, invoice["id"], line=line, note="not ours")
+    return {"server": biller.server, "dispute_id": held["id"], "note": "so"}
+
+
+def test_what_a_concession_ended_is_not_excluded_as_well(biller):
+    """The second dispute is about the same line, the third about a later one of the same charge and period."""
+    device = biller.device(biller.grant())
+    biller.use(device, 100, at("2026-01-05"))
+    invoice = bill_at(biller, FEBRUARY)
+    disputing.resolve(**disputed(biller, invoice), outcome="conceded", amount="0.10")
+    again = disputed(biller, invoice)
+    assert refused(disputing.resolve, **again, outcome="excluded") == "state_conflict"
+    disputing.resolve(**again, outcome="conceded", amount="0.10")
+    biller.use(device, 100, at("2026-01-06"))
+    biller.use(device, 100, at("2026-02-05"))
+    later = bill_at(biller, MARCH)
+    kinds = [(line["kind"], line["service_start_at"]) for line in later["lines"]]
+    assert kinds == [("concession", JANUARY), ("measured", JANUARY), ("measured", FEBRUARY)]
+    third = disputed(biller, later, line=2)
+    assert refused(disputing.resolve, **third, outcome="excluded") == "state_conflict"
+    assert [each["outcome"] for each in disputing.show(biller.server, biller.customer)["disputes"]].count(
+        None
+    ) == 1
+    disputing.resolve(**third, outcome="stands")
+    disputing.resolve(**disputed(biller, later, line=3), outcome="excluded")  # another period, another case
+
+
+def test_what_an_exclusion_ended_is_not_let_off_as_well(biller):
+    for device in [biller.device(biller.grant()) for _ in range(2)]:
+        biller.use(device, 100, at("2026-01-05"))
+    invoice = bill_at(biller, FEBRUARY)
+    disputing.resolve(**disputed(biller, invoice), outcome="excluded")
+    again = disputed(biller, invoice)
+    assert refused(disputing.resolve, **again, outcome="conceded", amount="0.10") == "state_conflict"
+    disputing.resolve(**again, outcome="excluded")
+    asked = {"amount": "0.10", "note": "for the outage"}
+    assert refused(disputing.concede, biller.server, invoice["id"], line=1, **asked) == "state_conflict"
+    assert disputing.show(biller.server, biller.customer)["concessions"] == []
+    disputing.concede(biller.server, invoice["id"], line=2, **asked)  # another license, another case
+    held = disputed(biller, invoice, line=2)
+    assert refused(disputing.resolve, **held, outcome="excluded") == "state_conflict"
+
+
 def test_each_currency_has_an_account_of_its_own(biller):
     yen = biller.plan_of(biller.calls("100"), currency="JPY")
     here, there = biller.device(biller.grant()), biller.device(biller.grant(plan=yen))
