@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from meterkit import money
@@ -15,6 +15,8 @@ from meterkit.plans import Charge, Commitment, Recurring, UsageCharge
 from meterkit.pricing.steps import exact, steps
 from meterkit.recomputing import Recomputation
 from meterkit.terms import Terms
+
+_Records = dict[tuple[str, str, str], list[Record]]  # by device, ledger, and head of the branch
 
 
 def explain(result: AuditResult, place: int) -> list[str]:
@@ -43,8 +45,10 @@ def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
     if key.kind == "concession":
         yield f"{_money(-line.owed_minor, line)} were let off by decision, whatever was used."
     elif isinstance(charge, UsageCharge):
-        yield from _counted(work, terms, charge, line, run)
+        own = _own(work, terms, charge, line, run)
+        yield from _counted(charge, line, own)
         yield from _priced(charge, line, run)
+        yield from _parts(line, own)
     elif isinstance(charge, Recurring):
         yield f"{line.quantity} {'active devices' if charge.per == 'device' else 'license'}"
         yield from _priced(charge, line, run)
@@ -61,23 +65,31 @@ def _charge(terms: Terms, line: Line) -> Charge | None:
     return next((charge for charge in plan.charges if charge.id == key.charge), None)
 
 
-def _counted(work: Recomputation, terms: Terms, charge: UsageCharge, line: Line, run: Run) -> Iterator[str]:
-    """Device by device, what its cited records count."""
+def _own(work: Recomputation, terms: Terms, charge: UsageCharge, line: Line, run: Run) -> _Records:
+    """The records that a line cites, by device, ledger and branch."""
     known = terms.known_at(run)
     calendar = Calendar([each for each in known.periods if each.interval == charge.interval], known.ends_at)
+    own: _Records = {}
+    for record in work.proven.records(run):
+        if _is_cited(record, charge, line, calendar):
+            own.setdefault((record.device, record.epoch, record.branch), []).append(record)
+    return own
+
+
+def _units(records: Iterable[Record]) -> int:
+    return sum(record.units - record.repeated for record in records)
+
+
+def _counted(charge: UsageCharge, line: Line, own: _Records) -> Iterator[str]:
+    """Device by device, what its cited records count."""
     yield f"{line.quantity} units of {charge.meter[0]}, per {charge.meter[1]}:"
     for carried in line.carried:
         used = _span(carried.start_at, carried.end_at)
         yield f"  {carried.units} of them were used in {used}, and reported after it was closed"
-    own: dict[tuple[str, str, str], list[Record]] = {}
-    for record in work.proven.records(run):
-        if _is_cited(record, charge, line, calendar):
-            own.setdefault((record.device, record.epoch, record.branch), []).append(record)
     for (device, epoch, head), records in sorted(own.items()):
-        units = sum(record.units - record.repeated for record in records)
         first, last = min(each.seq for each in records), max(each.seq for each in records)
         began, ended = (_instant(at(each.service_at for each in records)) for at in (min, max))
-        yield f"  {units} by {device}, in {len(records)} records from {began} to {ended}"
+        yield f"  {_units(records)} by {device}, in {len(records)} records from {began} to {ended}"
         yield f"    numbers {first} to {last} of ledger {epoch}, whose head is {head}"
 
 
@@ -110,6 +122,16 @@ def _priced(charge: UsageCharge | Recurring, line: Line, run: Run) -> Iterator[s
         total *= line.share
         yield f"  × {line.share.numerator}/{line.share.denominator} of the period: {exact(total)}"
     yield f"That is {exact(total)} {line.currency}, rounded {_money(line.owed_minor, line)}."
+
+
+def _parts(line: Line, own: _Records) -> Iterator[str]:
+    """What each of several devices has of the rounded amount, by its units: cut from it, never rounded."""
+    units: dict[str, int] = {}
+    for (device, _, _), records in own.items():
+        units[device] = units.get(device, 0) + _units(records)
+    if len(units) > 1:
+        for device, part in sorted(money.split(line.owed_minor, units).items()):
+            yield f"  {_money(part, line)} of it for {units[device]} units of {device}"
 
 
 def _billed(line: Line) -> Iterator[str]:

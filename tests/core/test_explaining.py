@@ -1,5 +1,6 @@
 """A line in words: the steps of its price add up, and every record that it cites is told."""
 
+import dataclasses
 from fractions import Fraction
 
 import evidence_world as ew
@@ -86,6 +87,37 @@ def test_the_units_told_are_those_of_the_line(second):
         told = explaining.explain(second, place)
         if line.key.kind == "measured":
             assert sum(int(each.split()[0]) for each in told if " by dev_" in each) == line.quantity
+
+
+def parts_told(told) -> dict[str, str]:
+    """What each device has of a line's amount."""
+    return {line.split()[-1]: line.split()[0] for line in told if " EUR of it for " in line}
+
+
+def test_each_device_has_its_part_of_the_rounded_amount(second):
+    """11.35 for 97 and 30 units: 8.669 and 2.681 exactly."""
+    told = explaining.explain(second, 1)
+    counted = {words[2].rstrip(","): words[0] for words in map(str.split, told) if words[1] == "by"}
+    assert {counted[device]: part for device, part in parts_told(told).items()} == {"97": "8.67", "30": "2.68"}
+    at = told.index("That is 11.35 EUR, rounded 11.35 EUR.")
+    assert parts_told(told[at + 1 : at + 3]) == parts_told(told)
+    assert parts_told(explaining.explain(second, 3)) == {}  # two branches of one device, which has it all
+
+
+@given(st.integers(-(10**6), 10**6), st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=6))
+def test_the_parts_of_devices_add_up_to_the_amount(second, owed, branches):
+    """Whatever is owed, however many ledgers each device has, also where nothing was used."""
+    record = next(iter(second.work.proven.records(second.work.runs[-1])))
+    own = {
+        (f"dev_{name}", "epoch", f"head{place}"): [dataclasses.replace(record, units=units, repeated=0)]
+        for place, (name, units) in enumerate(branches)
+    }
+    line = dataclasses.replace(second.work.done[-1][1].lines[0], owed_minor=owed)
+    parts = parts_told(explaining._parts(line, own))
+    devices = {device for device, _, _ in own}
+    assert set(parts) == (devices if len(devices) > 1 else set())
+    if parts:
+        assert sum(map(Fraction, parts.values())) == Fraction(owed, 100)
 
 
 def test_fees_and_commitments_are_told_too(second):
