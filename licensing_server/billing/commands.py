@@ -1,6 +1,8 @@
 """`meterkit-server billing` and `invoice`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -8,6 +10,7 @@ import click
 from licensing_server import settings, shell
 from licensing_server.billing import changing, outputs, service, stripe_sending
 from licensing_server.billing.outputs import Output
+from licensing_server.billing.service import Watch
 
 billing = shell.noun("billing", "Billing runs: working out what is owed.")
 invoice = shell.noun("invoice", "Invoices: drafts, finalized ones, and their evidence.")
@@ -20,14 +23,35 @@ groups: list[click.Command] = [billing, invoice]
 @click.option("--dry-run", is_flag=True, help="Only show what would be drafted.")
 @shell.pass_shell
 def run(sh: shell.Shell, cut_off: int | None, customer: str | None, *, dry_run: bool) -> None:
-    """Bill up to a cut-off. Asked again with the same one, it gives what it stored."""
+    """Bill up to a cut-off, showing progress on a terminal.
+
+    Asked again with the same cut-off, it gives what it stored.
+    """
+    server = sh.server()
     if dry_run:
-        return sh.show(service.dry_run(sh.server(), cut_off=cut_off, customer=customer))
-    made = service.run(sh.server(), cut_off=cut_off, customer=customer)
+        return sh.show(service.dry_run(server, cut_off=cut_off, customer=customer))
+    with _watching() as watch:
+        made = service.run(server, cut_off=cut_off, customer=customer, watch=watch)
     sh.show(made)
     if made["failed"]:
         raise click.exceptions.Exit(1)
     return None
+
+
+@contextmanager
+def _watching() -> Iterator[Watch]:
+    """Show a person at a terminal how many customers are billed: a bar for each run that has any to bill."""
+    with ExitStack() as shown:
+        bars = []
+
+        def watch(billed: int, of: int) -> None:
+            if not billed:  # a run begins, and one that was interrupted has come to its end
+                shown.close()
+                bar = click.progressbar(length=of, label="billing customers", show_pos=True, **shell.progress())
+                bars.append(shown.enter_context(bar))
+            bars[-1].update(billed - bars[-1].pos)
+
+        yield watch
 
 
 @billing.command("change-plan")

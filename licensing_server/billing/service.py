@@ -4,7 +4,7 @@ A run stores its two limits first; then customers are billed, some in each trans
 was interrupted goes on where it stopped, and nothing is billed twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NoReturn
 
@@ -28,7 +28,12 @@ from meterkit.canonical import sha256_hex
 from meterkit.documents import CREDIT_NOTE, INVOICE
 from meterkit.errors import InputError, MeterkitError, ServiceError
 
+Watch = Callable[[int, int], None]  # is told how many customers are billed, none as a run begins, of how many
 SERIES = {INVOICE: ("INV", "invoice"), CREDIT_NOTE: ("CN", "credit_note")}
+
+
+def unwatched(billed: int, of: int) -> None:
+    """Be told how many customers are billed, of how many, and do nothing about it."""
 
 
 class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
@@ -40,22 +45,28 @@ class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
 
 
 def run(
-    server: Server, *, cut_off: int | None = None, customer: str | None = None, once: Once = NO_KEY
+    server: Server,
+    *,
+    cut_off: int | None = None,
+    customer: str | None = None,
+    once: Once = NO_KEY,
+    watch: Watch = unwatched,
 ) -> Document:
     """Bill everything that was used before a cut-off, now if none is named: one draft per customer and currency.
 
     Asked again with the same cut-off it gives what it stored, and goes on if it was interrupted. It bills
-    nobody yet: drafts become invoices when they are finalized.
+    nobody yet: drafts become invoices when they are finalized. `watch` is told of each portion of customers, also
+    of those of an interrupted run that goes on first.
 
     Raises:
         InputError: `malformed_members` for a cut-off still to come.
         ServiceError: `run_superseded` if a later run exists: limits cannot go back; `not_found` for a customer.
     """
-    _finish_open(server)
+    _finish_open(server, watch)
     started = once.run(
         server, lambda connection: _start(server, connection, cut_off, customer, once.who).to_document()
     )
-    failed = _work(server, started["number"])
+    failed = _work(server, started["number"], watch)
     return {**show_run(server, started["number"]), "failed": failed}
 
 
@@ -110,15 +121,15 @@ def _start(
     return started
 
 
-def _finish_open(server: Server) -> None:
+def _finish_open(server: Server, watch: Watch = unwatched) -> None:
     """Let every interrupted run come to its end first: runs of a license never overlap."""
     with read(server) as connection:
         numbers = run_store.open_runs(connection)
     for number in numbers:
-        _work(server, number)
+        _work(server, number, watch)
 
 
-def _work(server: Server, number: int) -> list[Document]:
+def _work(server: Server, number: int, watch: Watch) -> list[Document]:
     """Bill every customer of a run that it has not billed yet, some in each transaction, none in two.
 
     One that cannot be billed keeps nobody else from it: it is named, and the run stays open for it.
@@ -127,8 +138,15 @@ def _work(server: Server, number: int) -> list[Document]:
         stored = find_run(connection, number)
         waiting = [] if stored.state == "done" else run_store.customers_in(connection, stored.scope)
         portions = list(run_store.portions(connection, waiting))
+    if waiting:
+        watch(0, len(waiting))
     _add_up_first(server, waiting, stored)
-    failed = [found for portion in portions for found in _bill(server, portion, stored)]
+    failed: list[Document] = []
+    billed = 0
+    for portion in portions:
+        failed += _bill(server, portion, stored)
+        billed += len(portion)
+        watch(billed, len(waiting))
     if stored.state == "open" and not failed:
         with write(server) as connection:
             run_store.finish_run(connection, number)
