@@ -39,14 +39,15 @@ def renew(server: Server, roots: Sequence[SigningKey], *, distrusted: Mapping[st
         TrustError: `threshold_unmet` if these roots are not enough of those that the keyring names.
         InputError: `malformed_members` if there is no such key to distrust, or the instant is still to come.
         ServiceError: `signing_unavailable` if the clock lies before the keyring's, `state_conflict` if it was
-            renewed meanwhile, `database_unavailable`. Nothing is changed then.
+            renewed meanwhile, `database_unavailable`. Nothing is changed then, unless the commit failed, or the
+            disk: what was placed by then stays, unlogged, and the server can sign with it.
     """
     now, held = server.clock(), server.keyring
     signers = {root.verify_key.text: root for root in roots if root.verify_key.text in held.roots}
     if len(signers) < held.threshold:
         raise TrustError("threshold_unmet", f"{held.threshold} of the keyring's roots must sign")
     if not held.iat <= now <= limits.TIME_MAX_S - limits.KEYRING_LIFE_S:
-        raise ServiceError("signing_unavailable", "the clock lies outside the keyring's life")
+        raise ServiceError("signing_unavailable", "the clock lies before the keyring's own time, or too far ahead")
     keys = {purpose: SigningKey(server.random(32)) for purpose in PURPOSES}
     claims = next_claims(held, keys, distrusted or {}, now=now)
     document = [signing.sign(envelopes.KEYRING_DOCUMENT, claims, root) for root in signers.values()]
@@ -106,8 +107,8 @@ def _place(folder: Path, version: int, document: list[str], keys: Mapping[str, S
 def _put(path: Path, text: str, *, replace: bool) -> None:
     """Put a whole file in its place, durably, or leave what is there."""
     beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    write_new(beside, text)
     try:
+        write_new(beside, text)
         if replace:
             beside.replace(path)
         else:

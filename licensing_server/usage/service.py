@@ -101,8 +101,9 @@ def _learn_keys(server: Server, requests: Sequence[Sequence[str]]) -> None:
         return
     with read(server) as connection:
         found = device_store.find_all(connection, [f"dev_{kid}" for kid in new])
-    if len(server.device_keys) + len(found) > _DEVICE_KEYS_MAX:
-        server.device_keys.clear()
+        if len(server.device_keys) + len(found) > _DEVICE_KEYS_MAX:
+            server.device_keys.clear()
+            found = device_store.find_all(connection, [f"dev_{kid}" for kid in named])
     server.device_keys.update({key.kid: key for key in (device.verify_key for device in found.values())})
 
 
