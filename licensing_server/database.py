@@ -184,7 +184,8 @@ def add_to(
     (`+`), or the smaller (`<`) or larger (`>`) of both. `many` are sums over much of what there is.
     """
     if many and connection.dialect.name == "postgresql":
-        sums = _set_aside(connection, sums)
+        key = [column.name for column in table.primary_key]
+        sums = _set_aside(connection, sums).order_by(*map(sa.column, key))  # rows are entered faster in order
     connection.execute(adding(connection.dialect.name, table, sums, how))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from meterkit.licenses import Meter
 from meterkit.limits import INTEGER_MAX
+from meterkit.tuples import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +130,11 @@ class TokenSpan:
     exp: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Cited:
-    """Records of one branch, named by its head: from sequence `first` to `last`."""
+class Cited(NamedTuple):
+    """Records of one branch, named by its head: from sequence `first` to `last`.
+
+    A tuple, for a run makes and sorts one per ledger and line.
+    """
 
     device: str
     epoch: str
@@ -141,13 +144,7 @@ class Cited:
 
     def to_claims(self) -> dict[str, Any]:
         """Write the range as a line cites it."""
-        return {
-            "device": self.device,
-            "epoch": self.epoch,
-            "head": self.head,
-            "first": self.first,
-            "last": self.last,
-        }
+        return self._asdict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

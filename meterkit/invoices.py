@@ -128,6 +128,8 @@ def _rating(charge: UsageCharge, period: Period, plan: Plan, run: Run) -> Callab
 
 def _waived(found: Measured, owed: Callable[[int], int]) -> int:
     """The late units that a contract waives: all of them, or none where it costs less to count them."""
+    if not found.late:
+        return 0
     return 0 if owed(found.units + found.late) < owed(found.units) else found.late
 
 

@@ -35,15 +35,30 @@ class Computed:
 
 
 def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Computed]:
-    """Work out a customer's documents by the one rule, as known at a run: one per currency that has lines."""
-    return compute_all(connection, [customer], run)[customer.id]
+    """Work out a customer's documents by the one rule, as known at a run: one per currency that has lines.
+
+    Each line cites its records.
+    """
+    return _compute_all(connection, [customer], run, cited=True)[customer.id]
 
 
-def compute_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Computed]]:
-    """Work out the documents of several customers, who are read at once, as `compute` does."""
+def draft_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Computed]]:
+    """Work out the same of several customers at once, but cite no records: a draft proves nothing yet."""
+    found = _compute_all(connection, customers, run, cited=False)
+    return {customer: [replace(made, body=_uncited(made.body)) for made in own] for customer, own in found.items()}
+
+
+def _uncited(body: Document) -> Document:
+    lines = [{name: value for name, value in line.items() if name != "records"} for line in body["lines"]]
+    return {**body, "lines": lines}
+
+
+def _compute_all(
+    connection: sa.Connection, customers: Iterable[Customer], run: Run, *, cited: bool
+) -> dict[str, list[Computed]]:
     terms = customer_terms.read_all(connection, {each.id: each.zone for each in customers}, run)
     every = [each for own in terms.values() for each in own]
-    usage = sums.read(connection, run, every)
+    usage = sums.read(connection, run, every, cited=cited)
     billed: dict[str, dict[Key, Billed]] = {}
     for key, before in store.read_billed(connection, [each.license_id for each in every], run.number).items():
         billed.setdefault(key.license_id, {})[key] = before

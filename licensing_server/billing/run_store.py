@@ -15,7 +15,7 @@ from licensing_server.usage.store import ACCEPTANCE
 from meterkit.attribution import Run
 
 RUN_SCOPE = "all"  # the scope of a run that bills every customer
-_DEVICES_AT_ONCE = 2_000
+_DEVICES_AT_ONCE = 10_000
 _CUSTOMERS_AT_ONCE = 100
 
 billing_runs = sa.Table(

@@ -88,7 +88,7 @@ def _undo(document: Document) -> NoReturn:
 def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
     for portion in run_store.portions(connection, run_store.customers_in(connection, stored.scope)):
         found = customer_store.find_all(connection, portion)
-        for made in documents.compute_all(connection, found, stored.limits).values():
+        for made in documents.draft_all(connection, found, stored.limits).values():
             yield from made
 
 
@@ -188,7 +188,7 @@ def _draft(server: Server, connection: Connection, portion: list[str], stored: S
     store.delete_drafts(connection, portion)
     drafts = [
         _draft_of(server, found[customer_id], made, stored)
-        for customer_id, documents_made in documents.compute_all(connection, found.values(), stored.limits).items()
+        for customer_id, documents_made in documents.draft_all(connection, found.values(), stored.limits).items()
         for made in documents_made
     ]
     store.insert_invoices(connection, drafts)

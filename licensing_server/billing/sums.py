@@ -4,7 +4,7 @@ Most of it was added up when it came in (`usage.rollups`), in spans of which non
 Where a run may not know all that a row holds, that row is added up again from its records; what is odd always is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -29,25 +29,45 @@ from meterkit.terms import Terms
 _ROWS_AT_ONCE = 2_000
 Ledger = tuple[str, str]  # (device, epoch)
 _ROLLED, _RECORD = usage_rollups.c, usage_records.c
-_PLACE = (_ROLLED.license, _ROLLED.start_at, _ROLLED.model, _ROLLED.unit, _ROLLED.device, _ROLLED.epoch)
+_TOGETHER = (_ROLLED.license, _ROLLED.start_at, _ROLLED.model, _ROLLED.unit)
+_APART = (*_TOGETHER, _ROLLED.device, _ROLLED.epoch)
 
 
-def read(connection: sa.Connection, run: Run, terms: Iterable[Terms]) -> dict[str, Usage]:
+def read(connection: sa.Connection, run: Run, terms: Iterable[Terms], *, cited: bool) -> dict[str, Usage]:
     """Add up the usage of licenses, by the limits of one run.
 
-    A ledger that has forked is followed again from its batches, to say which branch each record is on.
+    Where it is `cited`, ledger by ledger: then one that has forked is followed again from its batches, to say
+    which branch each record is on. Where not, no ledger is told from another, but for a plan that counts devices.
     """
     found: dict[str, Usage] = {}
     by_id = {each.license_id: each for each in terms}
     for some in pieces(by_id):
-        found |= _read(connection, run, [by_id[license_id] for license_id in some])
+        own = [by_id[license_id] for license_id in some]
+        apart = [each for each in own if cited or _counts_devices(each)]
+        together = [each for each in own if not (cited or _counts_devices(each))]
+        found |= _read_apart(connection, run, apart) if apart else {}
+        found |= _read_together(connection, run, together) if together else {}
     return found
 
 
-def _read(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
+def _read_together(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
+    """The sums of all ledgers, put together by the database."""
+    sums = {each.license_id: _License(each) for each in terms}
+    for license_id, start_at, model, unit, units, unsettled in _together(connection, list(sums), run):
+        for held in sums[license_id].holding(start_at, model, unit):
+            held.units += units
+            held.unsettled += unsettled
+    for row in connection.execute(_odd(list(sums), run)):
+        for held in sums[row.license].holding(row.start_at, row.model, row.unit):
+            held.add_odd(row)
+    return {name: each.usage(None, {}) for name, each in sums.items()}
+
+
+def _read_apart(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
+    """The sums of each ledger, and what it is cited by."""
     ids = [each.license_id for each in terms]
     sums = {each.license_id: _License(each) for each in terms}
-    for license_id, start_at, model, unit, device, epoch, units, unsettled, first, last in _plain(
+    for license_id, start_at, model, unit, device, epoch, units, unsettled, first, last in _apart(
         connection, ids, run
     ):
         for held in sums[license_id].holding(start_at, model, unit):
@@ -105,15 +125,15 @@ class _Sum:
         if row.seq_first is not None:
             self.ranges.append((row.device, row.epoch, row.seq_first, row.seq_last))
 
-    def measured(self, heads_of: dict[Ledger, str]) -> Measured:
-        """Give the sum, its records cited by the ends of their ledgers."""
+    def measured(self, heads_of: dict[Ledger, str] | None) -> Measured:
+        """Give the sum, its records cited by the ends of their ledgers, where these are told."""
         return Measured(
             units=self.units,
             unsettled=self.unsettled,
             quarantined=min(self.quarantined, INTEGER_MAX),
             dismissed=min(self.dismissed, INTEGER_MAX),
             repeated=min(self.repeated, INTEGER_MAX),
-            cited=tuple(self._cited(heads_of)),
+            cited=() if heads_of is None else tuple(self._cited(heads_of)),
         )
 
     def _cited(self, heads_of: dict[Ledger, str]) -> Iterator[Cited]:
@@ -145,16 +165,30 @@ class _License:
             self._holding[name] = [self.sums.setdefault((slot, (model, unit)), _Sum()) for slot in slots]
         return self._holding[name]
 
-    def usage(self, heads_of: dict[Ledger, str], devices: dict[Slot, int]) -> Usage:
+    def usage(self, heads_of: dict[Ledger, str] | None, devices: dict[Slot, int]) -> Usage:
         """What was added up."""
         return Usage(measured={name: held.measured(heads_of) for name, held in self.sums.items()}, devices=devices)
 
 
-def _plain(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
-    """What the run may know of what was added up: places, units, unsettled ones, first and last record."""
+def _together(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
+    """What the run may know of what was added up: places, units, unsettled ones."""
+    whole = sa.case((_beyond(run), 0), else_=1)
+    sums = (total(whole * _ROLLED.units), total(whole * _ROLLED.unsettled), sa.func.count(), sa.func.sum(whole))
+    in_part = False
+    chosen = sa.select(*_TOGETHER, *sums).where(_begun(ids, run)).group_by(*_TOGETHER)
+    for *row, rows, whole_rows in connection.execute(chosen):
+        in_part = in_part or whole_rows < rows
+        if whole_rows:
+            yield row
+    if in_part:
+        for *row, _, _ in connection.execute(_parts(ids, run, _TOGETHER)):
+            yield row
+
+
+def _apart(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
+    """The same of each ledger, with its first and last record."""
     sums = (_ROLLED.units, _ROLLED.unsettled, _ROLLED.seq_first, _ROLLED.seq_last)
-    beyond = _beyond(run).label("beyond")
-    chosen = sa.select(*_PLACE, *sums, beyond).where(_ROLLED.license.in_(ids), _ROLLED.service_first < run.cut_off)
+    chosen = sa.select(*_APART, *sums, _beyond(run).label("beyond")).where(_begun(ids, run))
     in_part = False
     for rows in connection.execute(chosen).partitions(_ROWS_AT_ONCE):
         for row in rows:
@@ -163,7 +197,12 @@ def _plain(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]
             else:
                 yield row[:-1]
     if in_part:
-        yield from connection.execute(_parts(ids, run))
+        yield from connection.execute(_parts(ids, run, _APART))
+
+
+def _begun(ids: list[str], run: Run) -> sa.ColumnElement[bool]:
+    """Which rows hold anything that a run may know."""
+    return sa.and_(_ROLLED.license.in_(ids), _ROLLED.service_first < run.cut_off)
 
 
 def _beyond(run: Run) -> sa.ColumnElement[bool]:
@@ -171,18 +210,16 @@ def _beyond(run: Run) -> sa.ColumnElement[bool]:
     return sa.or_(_ROLLED.acceptance_last > run.acceptance_max, _ROLLED.service_last >= run.cut_off)
 
 
-def _parts(ids: list[str], run: Run) -> sa.Select[Any]:
+def _parts(ids: list[str], run: Run, place: Sequence[sa.ColumnElement[Any]]) -> sa.Select[Any]:
     """What the run may know a part of, added up from its records."""
     same = sa.and_(*(_RECORD[name] == _ROLLED[name] for name in METERED))
     in_span = _RECORD.service_at.between(_ROLLED.service_first, _ROLLED.service_last)
     sums = (total(_RECORD.units), total(_RECORD.unsettled), sa.func.min(_RECORD.seq), sa.func.max(_RECORD.seq))
     return (
-        sa.select(*_PLACE, *sums)
+        sa.select(*place, *sums)
         .join_from(usage_rollups, usage_records, sa.and_(same, in_span))
-        .where(
-            _ROLLED.license.in_(ids), _beyond(run), _ROLLED.service_first < run.cut_off, sa.not_(ODD), known(run)
-        )
-        .group_by(*_PLACE)
+        .where(_begun(ids, run), _beyond(run), sa.not_(ODD), known(run))
+        .group_by(*place)
     )
 
 

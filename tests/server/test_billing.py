@@ -40,6 +40,7 @@ def test_from_units_to_an_invoice_that_proves_itself(biller):
     assert draft["state"] == "draft"
     assert draft["number"] is None
     assert [(line["quantity"], line["amount"], line["late"]) for line in draft["lines"]] == [(150, "1.50", False)]
+    assert "records" not in draft["lines"][0]
     final = biller.finalize(draft["id"])
     assert (final["state"], final["number"], final["total"]) == ("finalized", "INV-000001", "1.50")
     result = biller.audit(draft["id"])
@@ -257,10 +258,10 @@ def test_both_branches_of_a_fork_are_billed_and_cited(biller):
     (draft,) = biller.run()
     (line,) = draft["lines"]
     assert line["quantity"] == 22
+    (line,) = biller.finalize(draft["id"])["lines"]
     ranges = [(each["head"], each["first"], each["last"]) for each in line["records"]]
     assert len(ranges) == 2
     assert {head for head, _, _ in ranges} == {device.position.head, twin.position.head}
-    biller.finalize(draft["id"])
     assert biller.audit(draft["id"]).findings == ()
 
 

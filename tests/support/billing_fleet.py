@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -26,7 +26,10 @@ from licensing_server.pages import Page
 from licensing_server.usage import rollups
 from licensing_server.usage.store import usage_records
 from meterkit import audit, evidence
-from meterkit.attribution import Calendar, Run, TokenSpan, gather
+from meterkit.attribution import Calendar, Measured, Run, Slot, TokenSpan, Usage, gather
+from meterkit.licenses import Meter
+from meterkit.plans import Charge, UsageCharge
+from meterkit.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +39,25 @@ BERLIN = ZoneInfo("Europe/Berlin")
 DAY = 86_400
 PLAIN_CLOSE = '"v":1'
 SPOILED_CLOSE = '"v":1,"close":{"days":1,"percent":50,"policy":"estimate"}'
+
+
+def counting_no_devices(terms: Terms) -> Terms:
+    """The same terms without what is charged per device."""
+    versions = (
+        replace(version, plan=replace(version.plan, charges=tuple(filter(is_measured, version.plan.charges))))
+        for version in terms.versions
+    )
+    return replace(terms, versions=tuple(versions))
+
+
+def is_measured(charge: Charge) -> bool:
+    """Whether a charge is for usage."""
+    return isinstance(charge, UsageCharge)
+
+
+def uncited(usage: Usage) -> dict[tuple[Slot, Meter], Measured]:
+    """What was measured, without the records that say so."""
+    return {name: replace(held, cited=()) for name, held in usage.measured.items()}
 
 
 def at(text: str, zone: ZoneInfo = BERLIN) -> int:
@@ -149,7 +171,8 @@ class Biller(Fleet):
         with self._undone() as connection:
             customer = customers.find(connection, self.customer)
             known = customer_terms.read(connection, customer.id, customer.zone, run)
-            found = sums.read(connection, run, known)
+            found = sums.read(connection, run, known, cited=True)
+            together = sums.read(connection, run, [counting_no_devices(each) for each in known], cited=False)
             devices = connection.execute(sa.select(device_table.c.id)).scalars()
             records = [record for device in devices for record in chains.records(connection, device, run)]
             spans = [
@@ -162,6 +185,7 @@ class Biller(Fleet):
             theirs = [span for span in spans if span.license_id == each.license_id]
             expected = gather(Calendar(each.periods, each.ends_at), run, own, theirs)
             assert found[each.license_id] == expected
+            assert together[each.license_id].measured == uncited(expected)
             units += sum(held.units for held in expected.measured.values())
         return units
 
