@@ -29,7 +29,7 @@ from sim_run import STEPS, Run, play
 _MEMORY = Path("/dev/shm")  # noqa: S108 - commits to memory: many more seeds in the same time
 COLUMNS = (
     "steps", "requests", "batches", "records", "units", "forks", "clones", "restores", "resets", "races",
-    "lost replies", "deaths", "crashes", "holes", "held", "refusals",
+    "lost replies", "deaths", "crashes", "holes", "held", "refusals", "runs", "documents",
 )  # fmt: skip
 
 

@@ -215,6 +215,14 @@ def decide(world: World, device: SimDevice) -> None:
         world.tell(f"a fork of {device.name} is resolved")
 
 
+def bill(world: World, _: SimDevice) -> None:
+    """The vendor bills what it knows of; its server may die of it at any statement."""
+    dies = world.chance.random() < 0.2 * world.troubles
+    came = world.books.bill(Plan(dies_at=world.chance.randint(1, 150)) if dies else Plan())
+    world.tally["runs"] += 1
+    world.tell(f"billed: {came}")
+
+
 def _fate(world: World) -> Plan:
     """What befalls a request: mostly nothing."""
     fate = world.chance.random()
@@ -232,6 +240,7 @@ ORDINARY: dict[Callable[[World, SimDevice], None], int] = {
     arrive: 12,
     reply: 5,
     wait: 12,
+    bill: 4,
 }
 MISHAPS: dict[Callable[[World, SimDevice], None], int] = {
     crash: 4,

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sim_actions import MISHAPS, NEEDS, ORDINARY
+from sim_actions import MISHAPS, NEEDS, ORDINARY, bill
 from sim_world import World
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 STEPS = 50
 TOLD_LINES = 20
+BILLED = 4  # in one world of so many the vendor bills: auditing all of it takes as long as the rest
 
 
 @dataclass
@@ -43,6 +44,8 @@ def play(fleet: Fleet, seed: int, *, steps: int = STEPS) -> Run:
     weights = dict(ORDINARY)
     for mishap, weight in MISHAPS.items():  # each seed has mishaps of its own: some worlds know no clones
         weights[mishap] = weight * world.chance.choice([0, 0, 1, 2])
+    if seed % BILLED:
+        del weights[bill]
     try:
         world.begin()
         for made.steps in range(1, steps + 1):

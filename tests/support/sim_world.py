@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fleet import PRODUCT
+from sim_billing import Books
 from sim_checks import Checks
 from sim_device import CALLS, DIGESTS, ITEMS, SimDevice
 from sim_faults import Died, Faults, Plan
@@ -70,6 +71,7 @@ class World:
         self.model = Model()
         self.checks = Checks(fleet, self.model)
         self.faults = Faults(fleet.server.engine)
+        self.books = Books(fleet, self.model, self.faults, self.chance)
         self.tally: Counter[str] = Counter()
         self.story: list[str] = []
         self.digest = ""
@@ -111,6 +113,7 @@ class World:
         )
         count = chance.randint(1, 3)
         terms = {
+            "plan": self.books.plan(),
             "models": tuple(
                 {"name": name, "token_units_max": each.units_max, "pool_units": each.pool, "pool_per": each.per}
                 for (name, _), each in grants.items()
@@ -280,3 +283,6 @@ class World:
             lacking = [entry.seq for entry in device.entries if (entry.seq, entry.hash) not in reached]
             must(f"{device.name} could not report {lacking}", not lacking)
         self.checks.everything()
+        if self.tally["runs"]:
+            self.books.close()
+        self.tally["documents"] = self.books.documents
