@@ -63,7 +63,11 @@ def test_the_command_plays_the_same_run_from_a_server_of_its_own(play):
     assert play(3).digest in done.stdout
 
 
-RESTORES = [("sqlite", range(1_000, 1_010)), ("sqlite", range(1_010, 1_020))]
+RESTORES = [
+    ("sqlite", range(1_000, 1_010)),
+    ("sqlite", range(1_010, 1_020)),
+    ("postgresql", range(1_020, 1_023)),
+]
 
 
 @pytest.mark.parametrize(("postgresql", "seeds"), RESTORES, indirect=["postgresql"])

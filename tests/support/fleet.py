@@ -173,6 +173,23 @@ class Fleet:
         else:
             (self.server.directory / DATABASE_FILE).unlink()
 
+    def take_backup(self) -> str:
+        """Keep a copy of the database as it is now, until the cluster or the directory goes; give its name."""
+        self.close()
+        if self.cluster:
+            return self.cluster.create(self.database)
+        backup = self.server.directory / "backup"
+        shutil.copyfile(self.server.directory / DATABASE_FILE, backup)
+        return str(backup)
+
+    def put_back(self, backup: str) -> None:
+        """Have the database as it was when a backup was taken."""
+        self.lose_database()
+        if self.cluster:
+            self.cluster.create(backup, name=self.database)
+        else:
+            shutil.copyfile(backup, self.server.directory / DATABASE_FILE)
+
     def close(self) -> None:
         """Close its connections; it can be copied."""
         self.server.engine.dispose()

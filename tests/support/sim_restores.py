@@ -7,7 +7,6 @@ a stick, and what is accepted must be what was used, whatever the server had for
 from __future__ import annotations
 
 import random
-import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,11 @@ from sim_judging import must, same
 from licensing_server.database import read
 from licensing_server.pages import Page
 from licensing_server.reconciliation import service as reconciliation
-from licensing_server.settings import DATABASE_FILE
 from licensing_server.usage import gone_store
 from licensing_server.usage import service as usage
 from licensing_server.usage.rebuild import rebuild
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fleet import FakeDevice, Fleet
 
 STEPS = 60
@@ -39,7 +35,7 @@ class Restores:
     seed: int
     used: dict[str, int] = field(default_factory=dict)
     restores: int = 0
-    backup: Path | None = None
+    backup: str | None = None
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)  # noqa: S311 - a replay needs no secret
@@ -78,15 +74,12 @@ class Restores:
         self.fleet.clock.advance(self.chance.choice([60, HOUR_S, 24 * HOUR_S]))
 
     def take_backup(self, _: FakeDevice) -> None:
-        self.fleet.close()
-        self.backup = self.fleet.server.directory / "backup"
-        shutil.copyfile(self.fleet.server.directory / DATABASE_FILE, self.backup)
+        self.backup = self.fleet.take_backup()
 
     def put_back(self, _: FakeDevice) -> None:
         if self.backup is not None:
             self.restores += 1
-            self.fleet.lose_database()
-            shutil.copyfile(self.backup, self.fleet.server.directory / DATABASE_FILE)
+            self.fleet.put_back(self.backup)
 
     def finish(self) -> None:
         """Let every device report, and bring its whole ledger; then all must be there, once."""
