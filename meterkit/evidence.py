@@ -171,8 +171,14 @@ _PERIOD_MEMBERS = shapes.Members(
 )
 _PERIOD = _with({"cut_run": 0, "end_before": None}, _PERIOD_MEMBERS)
 _VERSION = _with(
-    {"since_run": 0},
-    shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME, since_run=shapes.integer()),
+    {"since_run": 0, "correction": None},
+    shapes.Members(
+        plan=PLAN,
+        version=shapes.integer(1),
+        starts_at=shapes.TIME,
+        since_run=shapes.integer(),
+        correction=shapes.optional(shapes.ident("cor")),
+    ),
 )
 LICENSES_SHAPE = shapes.listed(
     shapes.Members(

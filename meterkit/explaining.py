@@ -14,7 +14,7 @@ from meterkit.lines import Line
 from meterkit.plans import Charge, Commitment, Recurring, UsageCharge
 from meterkit.pricing.steps import exact, steps
 from meterkit.recomputing import Recomputation
-from meterkit.terms import Terms
+from meterkit.terms import Terms, Version
 
 _Records = dict[tuple[str, str, str], list[Record]]  # by device, ledger, and head of the branch
 
@@ -42,8 +42,13 @@ def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
     yield f"for {_span(key.start_at, key.end_at)}, license {key.license_id}"
     yield f"by version {key.version} of plan {key.plan_id}"
     charge = _charge(terms, line)
+    held = terms.known_at(run).version_at(key.start_at)
+    if held.correction is not None:
+        yield from _corrected(held, line)
     if key.kind == "concession":
         yield f"{_money(-line.owed_minor, line)} were let off by decision, whatever was used."
+    elif not _is_by(held, line):
+        yield "Nothing is owed by this version for this period any more."
     elif isinstance(charge, UsageCharge):
         own = _own(work, terms, charge, line, run)
         yield from _counted(charge, line, own)
@@ -57,6 +62,21 @@ def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
         yield f"{', '.join(charge.over)} must come to {least} {line.currency}"
         yield f"{_money(line.owed_minor, line)} is missing."
     yield from _billed(line)
+
+
+def _is_by(held: Version, line: Line) -> bool:
+    return (held.plan_id, held.number) == (line.key.plan_id, line.key.version)
+
+
+def _corrected(held: Version, line: Line) -> Iterator[str]:
+    """By which decision a version counts that did not count from the start, or does not count any more."""
+    by = (
+        f"by correction {held.correction}, known from run {held.since_run} on, from {_instant(held.starts_at)} UTC"
+    )
+    if _is_by(held, line):
+        yield f"which counts {by}"
+    else:
+        yield f"in whose place version {held.number} of plan {held.plan_id} counts {by}"
 
 
 def _charge(terms: Terms, line: Line) -> Charge | None:

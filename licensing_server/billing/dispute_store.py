@@ -97,6 +97,13 @@ def is_conceded(connection: sa.Connection, key: Key) -> bool:
     return connection.execute(chosen.limit(1)).first() is not None
 
 
+def has_concession(connection: sa.Connection, license_id: str, from_at: int, until: int) -> bool:
+    """Tell whether anything was let off on a period of a license that starts between two instants."""
+    start_at = concessions.c.start_at
+    within = sa.and_(concessions.c.license == license_id, start_at >= from_at, start_at < until)
+    return connection.execute(sa.select(concessions.c.id).where(within).limit(1)).first() is not None
+
+
 def is_excluded(connection: sa.Connection, key: Key) -> bool:
     """Tell whether a dispute about a charge and period ended by an exclusion of its records."""
     ended = sa.and_(_same(disputes, key, any_kind=True), disputes.c.outcome == "excluded")

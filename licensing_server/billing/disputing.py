@@ -10,6 +10,7 @@ from typing import Any
 from licensing_server.accounts.service import read_amount
 from licensing_server.audit_log import service as audit_log
 from licensing_server.billing import account_store, dispute_store, store
+from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.service import find
 from licensing_server.billing.store import Invoice
 from licensing_server.customers import service as customers
@@ -125,6 +126,8 @@ def _concede(
     amount_minor = read_amount(amount, invoice.currency)
     if dispute_store.is_excluded(connection, key):
         raise ServiceError("state_conflict", "records of it were excluded: nothing is let off as well")
+    if not customer_terms.counts(connection, invoice.customer, key):
+        raise ServiceError("state_conflict", "a correction withdraws it: nothing is let off as well")
     if amount_minor > dispute_store.billed_on(connection, key):
         raise ServiceError("state_conflict", "not more can be conceded than is billed")
     row = {

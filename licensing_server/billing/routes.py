@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from licensing_server.auth import WhoDep, allowed
-from licensing_server.billing import changing, disputing, outputs, service, settling
+from licensing_server.billing import changing, correcting, disputing, outputs, service, settling
 from licensing_server.billing.outputs import Output
 from licensing_server.billing.rendering.html import SECURITY_POLICY
 from licensing_server.billing.schemas import (
     NewConcession,
+    NewCorrection,
     NewDispute,
     NewPayment,
     NewRefund,
@@ -44,6 +45,22 @@ def change_plan(
     """Bill a license by another version of a plan from its next period, or from now on."""
     return changing.change_plan(
         server, license_id, plan=body.plan, version=body.plan_version, starts=body.starts, once=once
+    )
+
+
+@router.post("/licenses/{license_id}/corrections", status_code=201, dependencies=_WRITE)
+def correct_plan(
+    server: ServerDep, license_id: str, body: Annotated[NewCorrection, json_body(NewCorrection)], once: OnceDep
+) -> Document:
+    """Bill a license by another version of a plan from an instant in the past on."""
+    return correcting.correct_plan(
+        server,
+        license_id,
+        plan=body.plan,
+        version=body.plan_version,
+        starts_at=body.starts_at,
+        note=body.note,
+        once=once,
     )
 
 

@@ -97,6 +97,17 @@ def test_a_version_decided_between_two_runs_counts_from_its_start_and_every_invo
     assert settle(biller, at("2026-01-04"))[0][3] == "18.00"
 
 
+def test_it_never_starts_before_what_a_run_has_billed_though_the_clock_was_set_back(biller):
+    license_id = biller.grant(plan=biller.plan_of(biller.calls("1")))
+    new = biller.plan_of(biller.calls("2"))
+    biller.clock.now = FEBRUARY + DAY
+    biller.run()
+    biller.clock.now = FEBRUARY - DAY
+    assert refused(biller, license_id, new) == "state_conflict"
+    biller.clock.now = FEBRUARY + DAY
+    changing.change_plan(biller.server, license_id, plan=new)
+
+
 def test_bounds_once_billed_stay(biller):
     license_id = biller.grant(plan=biller.plan_of(biller.fee("31", due="advance")))
     new = biller.plan_of(biller.fee("62", due="advance"))
