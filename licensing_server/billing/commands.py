@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from licensing_server import settings, shell
-from licensing_server.billing import changing, correcting, outputs, service, stripe_sending
+from licensing_server.billing import changing, conserving, correcting, outputs, service, stripe_sending
 from licensing_server.billing.outputs import Output
 from licensing_server.billing.schemas import NewCorrection
 from licensing_server.billing.service import Watch
@@ -99,6 +99,21 @@ def list_runs(sh: shell.Shell, cursor: str | None, limit: int) -> None:
 def show_run(sh: shell.Shell, number: int) -> None:
     """Show a billing run and its invoices."""
     sh.show(service.show_run(sh.server(), number))
+
+
+@billing.command()
+@click.option("--customer", default=None, help="Of this customer only.")
+@shell.pass_shell
+def conservation(sh: shell.Shell, customer: str | None) -> None:
+    """Show where all accepted units are: invoiced, pending, waived, excluded, or unpriced.
+
+    Exit status 1 if they do not add up.
+    """
+    found = conserving.show(sh.server(), customer)
+    figures = ("accepted", "invoiced", "pending", "disputed", "waived", "excluded", "unpriced", "holds")
+    sh.show_list(found, ("license", "model", "unit", *figures))
+    if not found["holds"]:
+        raise click.exceptions.Exit(1)
 
 
 @billing.command("send-stripe")

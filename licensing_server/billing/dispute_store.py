@@ -1,5 +1,6 @@
 """Disputed lines and concessions, in the database."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -49,6 +50,12 @@ def key_to_row(key: Key) -> dict[str, Any]:
     """Write a key's columns."""
     values = (key.license_id, key.start_at, key.end_at, key.charge, key.plan_id, key.version, key.kind)
     return dict(zip(_KEY, values, strict=True))
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    """Read a key's columns."""
+    names = ("license_id", "start_at", "end_at", "charge", "plan_id", "version", "kind")
+    return Key(**{name: row[column] for name, column in zip(names, _KEY, strict=True)})
 
 
 def read_decided(connection: sa.Connection, customer: str) -> Account:
@@ -129,6 +136,14 @@ def open_dispute(connection: sa.Connection, key: Key) -> str | None:
     """The dispute about a key that has not ended, if there is one."""
     chosen = sa.select(disputes.c.id).where(_same(disputes, key), disputes.c.outcome.is_(None))
     return connection.execute(chosen).scalar()
+
+
+def who_disputes(connection: sa.Connection, asked: Iterable[str], run_number: int) -> set[str]:
+    """Those of some customers who dispute anything, as a billing run knows it."""
+    table = disputes.c
+    open_then = sa.or_(table.until_run.is_(None), table.until_run > run_number)
+    chosen = sa.select(table.customer).where(table.since_run <= run_number, open_then)
+    return set(connection.execute(chosen.distinct()).scalars()).intersection(asked)
 
 
 def end_dispute(connection: sa.Connection, dispute_id: str, *, outcome: str, until_run: int) -> None:

@@ -1,6 +1,6 @@
 """What a run bills a customer, as documents: computed, drafted, frozen."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from meterkit.attribution import Run, Slot, Usage
 from meterkit.canonical import to_bytes
 from meterkit.documents import Bills, Settled, members, settle
 from meterkit.lateness import closed_by, deadlines
-from meterkit.lines import Beside, Billed, Key, Line, of_license
+from meterkit.lines import Beside, Bill, Billed, Key, Line, of_license
 from meterkit.terms import Terms
 
 
@@ -41,6 +41,16 @@ def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Com
 
 def compute_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Computed]]:
     """Work out the documents of several customers, who are read at once, as `compute` does."""
+    return {each.id: each.documents() for each in read_all(connection, customers, run)}
+
+
+def pending_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Line]]:
+    """What waits at a run, customer by customer, because its key is disputed: the lines that it would be."""
+    return {each.id: each.pending() for each in read_all(connection, customers, run)}
+
+
+def read_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> Iterator["Billing"]:
+    """Read what several customers are billed by, at once."""
     terms = customer_terms.read_all(connection, {each.id: each.zone for each in customers}, run)
     every = [each for own in terms.values() for each in own]
     usage = sums.read(connection, run, every)
@@ -49,66 +59,93 @@ def compute_all(connection: sa.Connection, customers: Iterable[Customer], run: R
         billed.setdefault(key.license_id, {})[key] = before
     runs = run_store.runs_of_all(connection, terms, run.number)
     decided = account_store.with_account(connection, terms)
-    return {
-        customer: _Customer(connection, customer, runs[customer], customer in decided).compute(own, usage, billed)
-        for customer, own in terms.items()
-    }
+    for customer, own in terms.items():
+        yield Billing(
+            connection=connection,
+            id=customer,
+            runs=runs[customer],
+            has_account=customer in decided,
+            terms=own,
+            usage=usage,
+            billed=billed,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Customer:
-    """One customer at the last of its `runs`; `has_account` where anything was decided about its account."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billing:
+    """One customer at the last of its `runs`, and what it is billed by.
+
+    `has_account` where anything was decided about its account; `usage` and `billed` are by license.
+    """
 
     connection: sa.Connection
     id: str
     runs: Sequence[Run]
     has_account: bool
+    terms: list[Terms]
+    usage: Mapping[str, Usage]
+    billed: Mapping[str, Mapping[Key, Billed]]
 
-    def compute(
-        self, terms: list[Terms], usage: Mapping[str, Usage], billed: Mapping[str, Mapping[Key, Billed]]
-    ) -> list[Computed]:
+    def documents(self) -> list[Computed]:
         """Bill its licenses, and make a document in each currency that has lines."""
-        run = self.runs[-1]
-        decided = dispute_store.read_decided(self.connection, self.id) if self.has_account else Account()
-        conceded, disputed = decided.conceded(run), decided.disputed(run)
         lines: dict[str, list[Line]] = {}
         beside: list[Beside] = []
-        for each in terms:
-            closed = closed_by(each, self.runs, lateness.fleet(self.connection, each, run))
-            made = invoices.bill(
-                each,
-                self._in_time(each, usage.get(each.license_id, Usage()), closed),
-                billed.get(each.license_id, {}),
-                self.runs,
-                closed=closed,
-                conceded=of_license(conceded, each.license_id),
-                disputed=disputed,
-            )
+        for made in self._bills():
             beside += made.beside
             for line in made.lines:
                 lines.setdefault(line.currency, []).append(line)
         found = []
         for currency in sorted(lines):
             own = tuple(sorted(lines[currency], key=lambda line: line.key))
-            found.append(self._settled(currency, Bills(lines=own, beside=tuple(sorted(beside))), terms))
+            found.append(self._settled(currency, Bills(lines=own, beside=tuple(sorted(beside)))))
         return found
 
-    def _in_time(self, terms: Terms, usage: Usage, closed: Mapping[Slot, Run]) -> Usage:
-        """The usage by the contract's own deadlines, where it has any."""
+    def pending(self) -> list[Line]:
+        """What waits."""
+        return sorted((line for made in self._bills() for line in made.pending), key=lambda line: line.key)
+
+    def _bills(self) -> Iterator[Bill]:
+        """What each of its licenses is billed."""
         run = self.runs[-1]
+        decided = dispute_store.read_decided(self.connection, self.id) if self.has_account else Account()
+        conceded, disputed = decided.conceded(run), decided.disputed(run)
+        for each in self.terms:
+            closed = self._closed(each)
+            yield invoices.bill(
+                each,
+                self._in_time(each, closed),
+                self.billed.get(each.license_id, {}),
+                self.runs,
+                closed=closed,
+                conceded=of_license(conceded, each.license_id),
+                disputed=disputed,
+            )
+
+    def usages(self) -> Iterator[tuple[Terms, Usage]]:
+        """What the periods of each of its licenses hold."""
+        for each in self.terms:
+            yield each, self._in_time(each, self._closed(each))
+
+    def _closed(self, terms: Terms) -> dict[Slot, Run]:
+        """Which of its runs first found each period of a license closed."""
+        return closed_by(terms, self.runs, lateness.fleet(self.connection, terms, self.runs[-1]))
+
+    def _in_time(self, terms: Terms, closed: Mapping[Slot, Run]) -> Usage:
+        """The usage by the contract's own deadlines, where it has any."""
+        run, usage = self.runs[-1], self.usage.get(terms.license_id, Usage())
         late = deadlines(terms, closed, run)
         if not late:
             return usage
         return replace(usage, measured=lateness.measure(self.connection, terms, run, late))
 
-    def _settled(self, currency: str, bills: Bills, terms: list[Terms]) -> Computed:
+    def _settled(self, currency: str, bills: Bills) -> Computed:
         run, account, history = self.runs[-1], Account(), History()
         if self.has_account or any(line.amount_minor < 0 for line in bills.lines):
             account = account_store.read_account(self.connection, self.id, currency, run)
             history = account_store.read_history(self.connection, self.id, currency, run)
         settled = settle(bills, run=run, account=account, history=history)
         body = members(settled, run=run, currency=currency)
-        return Computed(currency=currency, settled=settled, terms=tuple(terms), account=account, body=body)
+        return Computed(currency=currency, settled=settled, terms=tuple(self.terms), account=account, body=body)
 
 
 def figures(settled: Settled) -> dict[str, Any]:

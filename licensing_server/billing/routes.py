@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from licensing_server.auth import WhoDep, allowed
-from licensing_server.billing import changing, correcting, disputing, outputs, service, settling
+from licensing_server.billing import changing, conserving, correcting, disputing, outputs, service, settling
 from licensing_server.billing.outputs import Output
 from licensing_server.billing.rendering.html import SECURITY_POLICY
 from licensing_server.billing.schemas import (
@@ -74,6 +74,12 @@ def list_runs(server: ServerDep, page: PageDep) -> Document:
 def show_run(server: ServerDep, number: int) -> Document:
     """Show a billing run."""
     return service.show_run(server, number)
+
+
+@router.get("/billing-conservation", dependencies=_READ)
+def show_conservation(server: ServerDep, customer: str | None = None) -> Document:
+    """Show where all accepted units are: invoiced, pending, waived, excluded, or unpriced."""
+    return conserving.show(server, customer)
 
 
 @router.get("/invoices", dependencies=_READ)

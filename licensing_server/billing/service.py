@@ -6,10 +6,17 @@ was interrupted goes on where it stopped, and nothing is billed twice.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NoReturn
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import account_store, booking, documents, run_store, store
+from licensing_server.billing import (
+    account_store,
+    booking,
+    dispute_store,
+    documents,
+    pending,
+    run_store,
+    store,
+)
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.documents import Computed
 from licensing_server.billing.run_store import RUN_SCOPE, StoredRun
@@ -34,14 +41,6 @@ SERIES = {INVOICE: ("INV", "invoice"), CREDIT_NOTE: ("CN", "credit_note")}
 
 def unwatched(billed: int, of: int) -> None:
     """Be told how many customers are billed, of how many, and do nothing about it."""
-
-
-class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
-    """Carries what a dry run found out of the transaction that is undone."""
-
-    def __init__(self, document: Document) -> None:
-        super().__init__()
-        self.document = document
 
 
 def run(
@@ -71,18 +70,12 @@ def run(
 
 
 def dry_run(server: Server, *, cut_off: int | None = None, customer: str | None = None) -> Document:
-    """Work out what a run would draft, and store nothing."""
-    try:
-        with write(server) as connection:
-            stored = _start(server, connection, cut_off, customer, audit_log.COMMAND)
-            drafts = [each.body for each in _computed(connection, stored)]
-            _undo({"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts})
-    except _Undo as undone:
-        return undone.document
-
-
-def _undo(document: Document) -> NoReturn:
-    raise _Undo(document)
+    """Work out what a run would draft, and what would wait; store nothing."""
+    with pending.undone(server) as connection:
+        stored = _start(server, connection, cut_off, customer, audit_log.COMMAND)
+        drafts = [each.body for each in _computed(connection, stored)]
+        waits = pending.read(connection, stored.limits, run_store.customers_in(connection, stored.scope))
+        return {"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts, "pending": waits}
 
 
 def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
@@ -279,10 +272,13 @@ def show(server: Server, invoice_id: str) -> Document:
 
 
 def show_run(server: Server, number: int) -> Document:
-    """Show one run, and the invoices that it drafted."""
+    """Show one run, the invoices that it drafted, and what waited at it because a line is disputed."""
     with read(server) as connection:
         stored = find_run(connection, number)
-        return {**stored.to_document(), "invoices": store.invoice_ids(connection, number)}
+        invoices = store.invoice_ids(connection, number)
+        disputes = dispute_store.who_disputes(connection, run_store.customers_in(connection, stored.scope), number)
+    waits = pending.of_run(server, stored) if disputes else []
+    return {**stored.to_document(), "invoices": invoices, "pending": waits}
 
 
 def show_evidence(server: Server, invoice_id: str) -> tuple[str, bytes]:

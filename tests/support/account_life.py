@@ -10,7 +10,7 @@ from billing_fleet import DAY, Biller
 
 from licensing_server.accounts import journal
 from licensing_server.accounts import store as accounts
-from licensing_server.billing import account_store, service
+from licensing_server.billing import account_store, conserving, service
 from licensing_server.billing.store import invoice_lines, invoices
 from licensing_server.database import read
 from meterkit.canonical import from_bytes
@@ -92,6 +92,7 @@ class Life:
         self._check_journal(standing)
         self._check_credits(standing)
         self._check_lines(standing)
+        assert conserving.show(self.server)["holds"]
 
     def _check_frozen(self, final: list[Any]) -> None:
         found = {row.id: (row.body, row.evidence) for row in final}
