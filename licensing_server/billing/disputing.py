@@ -10,7 +10,7 @@ from typing import Any
 
 from licensing_server.accounts.service import read_amount
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import account_store, dispute_store, pending, store
+from licensing_server.billing import account_store, dispute_store, pending, store, ways
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.service import find
 from licensing_server.billing.store import Invoice
@@ -105,7 +105,7 @@ def concede(
 
     Raises:
         ServiceError: `not_found`; `state_conflict` for a draft or a void document, while the line is disputed,
-            for more than is billed on its charge and period, or where a dispute about these ended by an exclusion.
+            for more than is billed on its charge and period, or where records of these were excluded.
     """
 
     def make(connection: Connection) -> Document:
@@ -126,7 +126,7 @@ def _concede(
 ) -> Document:
     key = store.key_from_row(about)
     amount_minor = read_amount(amount, invoice.currency)
-    if dispute_store.is_excluded(connection, key):
+    if ways.is_excluded(connection, key):
         raise ServiceError("state_conflict", "records of it were excluded: nothing is let off as well")
     if not customer_terms.counts(connection, invoice.customer, key):
         raise ServiceError("state_conflict", "a correction withdraws it: nothing is let off as well")
