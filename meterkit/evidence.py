@@ -134,6 +134,7 @@ _ADDED: dict[str, Any] = {
     "due_minor": 0,
     "due": "0",
     "replaces": [],
+    "time_zone": "UTC",
 }
 INVOICE_MEMBERS = shapes.Members(
     v=shapes.VERSION_1,
@@ -141,6 +142,7 @@ INVOICE_MEMBERS = shapes.Members(
     number=NUMBER,
     customer=shapes.ident("cus"),
     customer_name=shapes.text(),
+    time_zone=shapes.text(64),
     currency=shapes.text(3),
     run=_RUN,
     finalized_at=shapes.TIME,

@@ -201,5 +201,6 @@ def _head(invoice: Invoice, customer: Customer) -> Document:
         "number": invoice.number,
         "customer": customer.id,
         "customer_name": customer.name,
+        "time_zone": customer.time_zone,
         "finalized_at": invoice.finalized_at,
     }

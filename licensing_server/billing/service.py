@@ -29,7 +29,7 @@ from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
 from licensing_server.webhook_endpoints import outbox
-from meterkit import audit, explaining
+from meterkit import audit, explaining, terminal
 from meterkit import evidence as evidence_files
 from meterkit.canonical import sha256_hex
 from meterkit.documents import CREDIT_NOTE, INVOICE
@@ -303,7 +303,8 @@ def explain(server: Server, invoice_id: str, place: int) -> list[str]:
         ServiceError: `not_found`; `state_conflict` for a draft, which has no evidence yet.
     """
     _, data = show_evidence(server, invoice_id)
-    return explaining.explain(audit.recompute(evidence_files.read_zip(data)), place)
+    result = audit.recompute(evidence_files.read_zip(data))
+    return explaining.explain(result, place, terminal.local_times(result.invoice))
 
 
 def page(server: Server, asked: Page, customer: str | None = None, *, kind: str | None = None) -> Document:
