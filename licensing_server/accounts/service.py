@@ -64,7 +64,7 @@ def show_tax_rates(server: Server, customer_id: str) -> Document:
     """Show a customer's tax rates."""
     with read(server) as connection:
         customers.find(connection, customer_id)
-        found = store.read_tax_rates(connection, customer_id)
+        found = store.read_tax_rates(connection, [customer_id]).get(customer_id, [])
     names = ("starts_at", "since_run", "name", "percent")
     return {"items": [{name: getattr(rate, name) for name in names} for rate in found]}
 

@@ -6,11 +6,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.accounts import store as accounts
-from licensing_server.billing.dispute_store import concessions, disputes, read_decided
-from licensing_server.billing.store import counted, invoice_lines, invoices, key_from_row
+from licensing_server.billing.dispute_store import concessions, disputes
+from licensing_server.billing.store import invoice_lines, invoices
 from licensing_server.database import metadata, pieces, total
-from meterkit.accounts import Account, CreditUse, History, TaxSum, Void
-from meterkit.attribution import Run
 from meterkit.documents import CREDIT_NOTE, Settled
 from meterkit.taxes import Tax
 
@@ -52,30 +50,6 @@ invoice_replacements = sa.Table(
 )
 
 
-def read_account(connection: sa.Connection, customer: str, currency: str, run: Run) -> Account:
-    """What was decided about a customer's account in one currency, as a run knows it."""
-    decided = read_decided(connection, customer)
-    table = invoices.c
-    voids = sa.select(table.number, table.void_run).where(
-        table.customer == customer,
-        table.currency == currency,
-        table.void_run <= run.number,
-        table.run < run.number,
-    )
-    return Account(
-        tax_rates=tuple(accounts.read_tax_rates(connection, customer)),
-        credits=tuple(accounts.read_credits(connection, customer, currency)),
-        refunds=tuple(accounts.read_refunds(connection, customer, currency)),
-        voids=tuple(
-            Void(number=row.number, since_run=row.void_run)
-            for row in connection.execute(voids.order_by(table.number))
-            if row.number is not None
-        ),
-        concessions=decided.concessions,
-        disputes=decided.disputes,
-    ).known_at(run)
-
-
 def with_account(connection: sa.Connection, asked: Iterable[str]) -> set[str]:
     """Those of some customers about whose accounts anything was decided, or who have a credit note."""
     found: set[str] = set()
@@ -94,40 +68,9 @@ def with_account(connection: sa.Connection, asked: Iterable[str]) -> set[str]:
     return found
 
 
-def read_history(connection: sa.Connection, customer: str, currency: str, run: Run) -> History:
-    """What a customer's earlier documents in one currency left behind, as a run knows it."""
-    mine = sa.and_(invoices.c.customer == customer, invoices.c.currency == currency)
-    counts = sa.and_(mine, counted(run.number))
-    found = History(replaced=_replaced(connection, mine, run))
-    for row in _ordered(connection, invoice_lines, sa.and_(counts, invoice_lines.c.amount_minor > 0)):
-        found.add_line(row.number, key_from_row(row), row.amount_minor, tax_of(row))
-    for row in _ordered(connection, invoice_taxes, counts):
-        tax = Tax(name=row.name, percent=row.percent)
-        found.add_tax(TaxSum(tax=tax, base_minor=row.base_minor, tax_minor=row.tax_minor, lowers=row.lowers))
-    for row in _ordered(connection, credit_uses, counts):
-        found.add_use(row.number, CreditUse(credit=row.credit, amount_minor=row.amount_minor, lowers=row.lowers))
-    taken = sa.select(sa.func.coalesce(sa.func.sum(invoices.c.balance_minor), 0)).where(counts)
-    found.balance_minor = -int(connection.execute(taken).scalar_one())
-    return found
-
-
 def tax_of(row: Any) -> Tax | None:
     """The tax of a line, as it was when its document became final."""
     return None if row.tax_name is None else Tax(name=row.tax_name, percent=row.tax_percent)
-
-
-def _ordered(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> Iterable[Any]:
-    """Rows of documents, in the order of their runs."""
-    chosen = sa.select(table, invoices.c.number).join(invoices, invoices.c.id == table.c.invoice).where(where)
-    return connection.execute(chosen.order_by(invoices.c.run, table.c.place))
-
-
-def _replaced(connection: sa.Connection, mine: sa.ColumnElement[bool], run: Run) -> set[str]:
-    """The void documents that an earlier one, void itself or not, has taken the place of."""
-    chosen = sa.select(invoice_replacements.c.number).join(
-        invoices, invoices.c.id == invoice_replacements.c.invoice
-    )
-    return set(connection.execute(chosen.where(mine, invoices.c.run < run.number)).scalars())
 
 
 def insert_settled(connection: sa.Connection, invoice_id: str, settled: Settled) -> None:

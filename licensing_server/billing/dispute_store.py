@@ -1,12 +1,13 @@
 """Disputed lines and concessions, in the database."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.billing.store import invoice_lines, invoices, key_from_row
-from licensing_server.database import metadata, total
+from licensing_server.database import metadata, pieces, total
 from meterkit.accounts import Account, Concession, Dispute
 from meterkit.lines import Key
 
@@ -58,21 +59,22 @@ def key_of(row: Mapping[str, Any]) -> Key:
     return Key(**{name: row[column] for name, column in zip(names, _KEY, strict=True)})
 
 
-def read_decided(connection: sa.Connection, customer: str) -> Account:
-    """What was conceded to a customer, and what it disputes, in any currency."""
+def read_decided(connection: sa.Connection, asked: Collection[str]) -> dict[str, Account]:
+    """What was conceded to some customers, and what they dispute, in any currency."""
     let_off, disputed = concessions.c, disputes.c
-    given = sa.select(concessions).where(let_off.customer == customer).order_by(let_off.since_run, let_off.id)
-    open_ones = sa.select(disputes).where(disputed.customer == customer).order_by(disputed.since_run, disputed.id)
-    return Account(
-        concessions=tuple(
-            Concession(key=key_from_row(row), amount_minor=row.amount_minor, since_run=row.since_run)
-            for row in connection.execute(given)
-        ),
-        disputes=tuple(
-            Dispute(key=key_from_row(row), since_run=row.since_run, until_run=row.until_run)
-            for row in connection.execute(open_ones)
-        ),
-    )
+    found: dict[str, Account] = {}
+    for some in pieces(asked):
+        given = sa.select(concessions).where(let_off.customer.in_(some)).order_by(let_off.since_run, let_off.id)
+        for row in connection.execute(given):
+            own = found.setdefault(row.customer, Account())
+            made = Concession(key=key_from_row(row), amount_minor=row.amount_minor, since_run=row.since_run)
+            found[row.customer] = replace(own, concessions=(*own.concessions, made))
+        held = sa.select(disputes).where(disputed.customer.in_(some)).order_by(disputed.since_run, disputed.id)
+        for row in connection.execute(held):
+            own = found.setdefault(row.customer, Account())
+            dispute = Dispute(key=key_from_row(row), since_run=row.since_run, until_run=row.until_run)
+            found[row.customer] = replace(own, disputes=(*own.disputes, dispute))
+    return found
 
 
 def find_line(connection: sa.Connection, invoice_id: str, place: int) -> Any:

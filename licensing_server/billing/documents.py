@@ -6,9 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import account_store, dispute_store, lateness, run_store, store, sums
+from licensing_server.billing import account_books, account_store, dispute_store, lateness, run_store, store, sums
 from licensing_server.billing import evidence as gathering
 from licensing_server.billing import terms as customer_terms
+from licensing_server.billing.account_books import Books
 from licensing_server.billing.store import Invoice
 from licensing_server.customers.store import Customer
 from licensing_server.pages import Document
@@ -41,7 +42,19 @@ def compute(connection: sa.Connection, customer: Customer, run: Run) -> list[Com
 
 def compute_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Computed]]:
     """Work out the documents of several customers, who are read at once, as `compute` does."""
-    return {each.id: each.documents() for each in read_all(connection, customers, run)}
+    every = list(read_all(connection, customers, run))
+    bills = {each.id: each.bills_by_currency() for each in every}
+    with_books = [each for each in every if each.has_account or _lowers(bills[each.id])]
+    decided = {each.id: each.decided for each in with_books}
+    books = account_books.read(connection, [each.id for each in with_books], decided, run)
+    return {
+        each.id: [each.settled(currency, own, books) for currency, own in bills[each.id].items()] for each in every
+    }
+
+
+def _lowers(bills: Mapping[str, Bills]) -> bool:
+    """Whether any line is below zero, and so lowers one of an earlier document."""
+    return any(line.amount_minor < 0 for own in bills.values() for line in own.lines)
 
 
 def pending_all(connection: sa.Connection, customers: Iterable[Customer], run: Run) -> dict[str, list[Line]]:
@@ -58,13 +71,15 @@ def read_all(connection: sa.Connection, customers: Iterable[Customer], run: Run)
     for key, before in store.read_billed(connection, [each.license_id for each in every], run.number).items():
         billed.setdefault(key.license_id, {})[key] = before
     runs = run_store.runs_of_all(connection, terms, run.number)
-    decided = account_store.with_account(connection, terms)
+    with_account = account_store.with_account(connection, terms)
+    decided = dispute_store.read_decided(connection, with_account)
     for customer, own in terms.items():
         yield Billing(
             connection=connection,
             id=customer,
             runs=runs[customer],
-            has_account=customer in decided,
+            has_account=customer in with_account,
+            decided=decided.get(customer, Account()),
             terms=own,
             usage=usage,
             billed=billed,
@@ -75,30 +90,33 @@ def read_all(connection: sa.Connection, customers: Iterable[Customer], run: Run)
 class Billing:
     """One customer at the last of its `runs`, and what it is billed by.
 
-    `has_account` where anything was decided about its account; `usage` and `billed` are by license.
+    `has_account` where anything was decided about its account; `decided` is what of it is about lines. `usage` and
+    `billed` are by license.
     """
 
     connection: sa.Connection
     id: str
     runs: Sequence[Run]
     has_account: bool
+    decided: Account
     terms: list[Terms]
     usage: Mapping[str, Usage]
     billed: Mapping[str, Mapping[Key, Billed]]
 
-    def documents(self) -> list[Computed]:
-        """Bill its licenses, and make a document in each currency that has lines."""
+    def bills_by_currency(self) -> dict[str, Bills]:
+        """Bill its licenses; gives what makes a document, in each currency that has lines."""
         lines: dict[str, list[Line]] = {}
         beside: list[Beside] = []
         for made in self._bills():
             beside += made.beside
             for line in made.lines:
                 lines.setdefault(line.currency, []).append(line)
-        found = []
-        for currency in sorted(lines):
-            own = tuple(sorted(lines[currency], key=lambda line: line.key))
-            found.append(self._settled(currency, Bills(lines=own, beside=tuple(sorted(beside)))))
-        return found
+        return {
+            currency: Bills(
+                lines=tuple(sorted(lines[currency], key=lambda line: line.key)), beside=tuple(sorted(beside))
+            )
+            for currency in sorted(lines)
+        }
 
     def pending(self) -> list[Line]:
         """What waits."""
@@ -107,8 +125,7 @@ class Billing:
     def _bills(self) -> Iterator[Bill]:
         """What each of its licenses is billed."""
         run = self.runs[-1]
-        decided = dispute_store.read_decided(self.connection, self.id) if self.has_account else Account()
-        conceded, disputed = decided.conceded(run), decided.disputed(run)
+        conceded, disputed = self.decided.conceded(run), self.decided.disputed(run)
         for each in self.terms:
             closed = self._closed(each)
             yield invoices.bill(
@@ -138,11 +155,11 @@ class Billing:
             return usage
         return replace(usage, measured=lateness.measure(self.connection, terms, run, late))
 
-    def _settled(self, currency: str, bills: Bills) -> Computed:
+    def settled(self, currency: str, bills: Bills, books: Books) -> Computed:
+        """Make its document in a currency."""
         run, account, history = self.runs[-1], Account(), History()
         if self.has_account or any(line.amount_minor < 0 for line in bills.lines):
-            account = account_store.read_account(self.connection, self.id, currency, run)
-            history = account_store.read_history(self.connection, self.id, currency, run)
+            account, history = books.account(self.id, currency), books.history(self.id, currency)
         settled = settle(bills, run=run, account=account, history=history)
         body = members(settled, run=run, currency=currency)
         return Computed(currency=currency, settled=settled, terms=tuple(self.terms), account=account, body=body)
