@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from licensing_server.accounts import journal
 from licensing_server.accounts import store as accounts
 from licensing_server.billing.dispute_store import concessions, disputes
 from licensing_server.billing.store import invoice_lines, invoices
@@ -118,14 +119,23 @@ def replacement_of(connection: sa.Connection, number: str) -> str | None:
     return connection.execute(chosen.where(invoice_replacements.c.number == number)).scalar()
 
 
+def left_of(credit: Any) -> sa.ColumnElement[int]:
+    """How much of a credit is left: documents that stand have not used it, nor was it booked as breakage."""
+    use, row = credit_uses.c, journal.journal.c
+    used = sa.select(total(use.amount_minor)).join(invoices, invoices.c.id == use.invoice)
+    used = used.where(use.credit == credit.id, invoices.c.state != "void")
+    broken = sa.select(total(row.amount_minor)).where(row.subject == credit.id, row.kind == journal.BROKEN)
+    broken = broken.where(row.account == journal.PREPAID)
+    gone = sa.func.coalesce(used.scalar_subquery(), 0) + sa.func.coalesce(broken.scalar_subquery(), 0)
+    left: sa.ColumnElement[int] = credit.amount_minor - gone
+    return left
+
+
 def overdrawn(connection: sa.Connection, customer: str, currency: str) -> str | None:
-    """A credit of which documents that stand use more than it is, if there is one."""
-    credit, use = accounts.credits.c, credit_uses.c
-    mine = sa.and_(credit.customer == customer, credit.currency == currency, invoices.c.state != "void")
-    joined = sa.select(credit.id).join(credit_uses, use.credit == credit.id)
-    joined = joined.join(invoices, invoices.c.id == use.invoice).where(mine)
-    more = sa.func.sum(use.amount_minor) > credit.amount_minor
-    return connection.execute(joined.group_by(credit.id, credit.amount_minor).having(more).limit(1)).scalar()
+    """A credit of which documents that stand use more than is left of it, if there is one."""
+    credit = accounts.credits.c
+    mine = sa.and_(credit.customer == customer, credit.currency == currency)
+    return connection.execute(sa.select(credit.id).where(mine, left_of(credit) < 0).limit(1)).scalar()
 
 
 def insert_payment(connection: sa.Connection, row: dict[str, Any]) -> None:

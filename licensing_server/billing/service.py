@@ -11,6 +11,7 @@ from licensing_server.audit_log import service as audit_log
 from licensing_server.billing import (
     account_store,
     booking,
+    breaking,
     dispute_store,
     documents,
     pending,
@@ -144,6 +145,7 @@ def _work(server: Server, number: int, watch: Watch) -> list[Document]:
         with write(server) as connection:
             run_store.finish_run(connection, number)
             outbox.announce(server, connection, "billing_run.finished", str(number), {"run": number})
+            breaking.book(server, connection, stored)
     return failed
 
 
