@@ -18,6 +18,7 @@ from pathlib import Path
 
 from licensing_server import database, migrating
 from licensing_server.api_keys import service as api_keys
+from licensing_server.billing import ways
 from licensing_server.sealing import Sealer
 from licensing_server.server import Server
 from licensing_server.settings import DATABASE_FILE, Settings
@@ -240,6 +241,7 @@ def open_server(
         keyring=keyring,
         pepper=_secret(keys / f"{_PEPPER}.key"),
         sealer=Sealer(_secret(keys / f"{_SEALING}.key"), random),
+        check_exclusion=ways.check_exclusion,
         webhook_hosts=settings.webhook_hosts,
     )
 

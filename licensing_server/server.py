@@ -1,6 +1,6 @@
 """The Server: everything a use case needs from outside, in one frozen object that is passed explicitly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ class Server:
 
     `keyrings` are the documents that devices are given, by version; `keyring` is the newest of them, opened.
     `webhook_hosts` are those that webhooks may reach though their addresses are internal.
+    `check_exclusion` is asked before records leave the sums, and refuses where billing does not allow it.
     `device_keys` remembers keys that were read: a device's id is its key's own, so what is remembered stays true.
     """
 
@@ -33,6 +34,7 @@ class Server:
     keyring: Keyring = field(repr=False)
     pepper: bytes = field(repr=False)
     sealer: Sealer = field(repr=False)
+    check_exclusion: Callable[[sa.Connection, Sequence[Any]], None] = field(repr=False)
     webhook_hosts: frozenset[str] = frozenset()
     device_keys: dict[str, VerifyKey] = field(default_factory=dict, repr=False, compare=False)
 

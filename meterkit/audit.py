@@ -115,7 +115,7 @@ def _recompute(bundle: Bundle, proven: Proven, unproven: tuple[str, ...]) -> Aud
     place, invoice = documents[-1]
     # 8. the terms hold together
     runs = _runs(bundle, documents)
-    terms = _terms(bundle)
+    terms = _terms(bundle, runs)
     for each in terms:
         _check_periods(each)
     _check_quarantine(proven, {each.license_id for each in terms})
@@ -198,7 +198,7 @@ def _runs(bundle: Bundle, documents: list[tuple[str, dict[str, Any]]]) -> list[R
     return runs
 
 
-def _terms(bundle: Bundle) -> list[Terms]:
+def _terms(bundle: Bundle, runs: list[Run]) -> list[Terms]:
     with at(LICENSES):
         stated = bundle.read(LICENSES, LICENSES_SHAPE)
     known = {name: _plan(bundle, name) for name in bundle.under("plans")}
@@ -217,12 +217,10 @@ def _terms(bundle: Bundle) -> list[Terms]:
                     starts_at=version["starts_at"],
                     plan=known[name],
                     since_run=version.get("since_run", 0),
+                    correction=version.get("correction"),
                 )
             )
-        if versions[0].starts_at != each["starts_at"]:
-            raise Differs(place, "its first version does not count from its start")
-        if versions[0].since_run or any(one.starts_at >= two.starts_at for one, two in pairwise(versions)):
-            raise Differs(place, "its versions do not follow one another")
+        _check_timeline(place, each["starts_at"], versions, runs)
         periods = tuple(Period(**period) for period in each["periods"])
         found.append(
             Terms(license_id=each["license"], ends_at=each["ends_at"], versions=tuple(versions), periods=periods)
@@ -230,6 +228,22 @@ def _terms(bundle: Bundle) -> list[Terms]:
     if len({each.license_id for each in found}) != len(found):
         raise Differs(LICENSES, "a license stands twice")
     return found
+
+
+def _check_timeline(place: str, starts_at: int, versions: list[Version], runs: list[Run]) -> None:
+    """Versions follow one another, the first from the start; only named corrections start in the past."""
+    timeline = [each for each in versions if each.correction is None]
+    corrections = [each for each in versions if each.correction is not None]
+    if versions != timeline + corrections or not timeline or timeline[0].starts_at != starts_at:
+        raise Differs(place, "its first version does not count from its start")
+    if timeline[0].since_run or any(one.starts_at >= two.starts_at for one, two in pairwise(timeline)):
+        raise Differs(place, "its versions do not follow one another")
+    for each in timeline[1:]:
+        if any(run.number < each.since_run and run.cut_off > each.starts_at for run in runs):
+            raise Differs(place, f"the version from {each.starts_at} starts in the past, and is no correction")
+    names = {each.correction for each in corrections}
+    if len(names) < len(corrections) or any(one.since_run > two.since_run for one, two in pairwise(corrections)):
+        raise Differs(place, "its corrections are not in the order in which they were decided")
 
 
 def _plan(bundle: Bundle, name: str) -> Plan:
@@ -245,11 +259,12 @@ def _check_periods(terms: Terms) -> None:
     """Bounds join without gap or overlap, each piece lies in its whole, and none goes on past a new version."""
     place = f"{LICENSES} {terms.license_id}"
     lines: dict[str, list[Period]] = {}
+    changes = {each.starts_at for each in terms.versions if each.starts_at > terms.versions[0].starts_at}
     for period in terms.periods:
         inside = period.whole_start_at <= period.start_at < period.end_at <= period.whole_end_at
         if not inside:
             raise Differs(place, f"{period.interval} from {period.start_at}: its bounds do not hold")
-        if any(period.start_at < version.starts_at < period.end_at for version in terms.versions[1:]):
+        if any(period.start_at < at < period.end_at for at in changes):
             raise Differs(place, f"{period.interval} from {period.start_at}: a new version counts within it")
         lines.setdefault(period.interval, []).append(period)
     for interval, line in lines.items():

@@ -106,7 +106,8 @@ def explain(*, path: Path, place: int, pins: tuple[str, ...]) -> None:
     """Say how a line of an invoice comes about, from its EVIDENCE: records, price, what was billed before."""
     bundle = evidence.read_zip(_read(path, limits.EVIDENCE_BYTES_MAX))
     result = auditing.recompute(bundle, set(pins) if pins else None)
-    for line in explaining.explain(result, place) if result.work else ():
+    times = terminal.local_times(result.invoice)
+    for line in explaining.explain(result, place, times) if result.work else ():
         click.echo(line)
     if not result.holds:
         first = result.findings[0]

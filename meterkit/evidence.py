@@ -134,6 +134,7 @@ _ADDED: dict[str, Any] = {
     "due_minor": 0,
     "due": "0",
     "replaces": [],
+    "time_zone": "UTC",
 }
 INVOICE_MEMBERS = shapes.Members(
     v=shapes.VERSION_1,
@@ -141,6 +142,7 @@ INVOICE_MEMBERS = shapes.Members(
     number=NUMBER,
     customer=shapes.ident("cus"),
     customer_name=shapes.text(),
+    time_zone=shapes.text(64),
     currency=shapes.text(3),
     run=_RUN,
     finalized_at=shapes.TIME,
@@ -171,8 +173,14 @@ _PERIOD_MEMBERS = shapes.Members(
 )
 _PERIOD = _with({"cut_run": 0, "end_before": None}, _PERIOD_MEMBERS)
 _VERSION = _with(
-    {"since_run": 0},
-    shapes.Members(plan=PLAN, version=shapes.integer(1), starts_at=shapes.TIME, since_run=shapes.integer()),
+    {"since_run": 0, "correction": None},
+    shapes.Members(
+        plan=PLAN,
+        version=shapes.integer(1),
+        starts_at=shapes.TIME,
+        since_run=shapes.integer(),
+        correction=shapes.optional(shapes.ident("cor")),
+    ),
 )
 LICENSES_SHAPE = shapes.listed(
     shapes.Members(

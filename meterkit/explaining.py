@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -11,18 +10,20 @@ from meterkit.attribution import Calendar, Period, Record, Run
 from meterkit.audit import AuditResult
 from meterkit.errors import InputError
 from meterkit.lines import Line
+from meterkit.local_times import UTC, LocalTimes
 from meterkit.plans import Charge, Commitment, Recurring, UsageCharge
 from meterkit.pricing.steps import exact, steps
 from meterkit.recomputing import Recomputation
-from meterkit.terms import Terms
+from meterkit.terms import Terms, Version
 
 _Records = dict[tuple[str, str, str], list[Record]]  # by device, ledger, and head of the branch
 
 
-def explain(result: AuditResult, place: int) -> list[str]:
+def explain(result: AuditResult, place: int, times: LocalTimes = UTC) -> list[str]:
     """Explain one line of an audited document, counted from 1, as the evidence gives it.
 
-    What it says is what was recomputed, not what the document states: where these differ, the audit says so.
+    What it says is what was recomputed, not what the document states: where these differ, the audit says so. Its
+    times are by the clock of `times`, whose zone it names once.
 
     Raises:
         InputError: `malformed_members` for a line that the document does not have.
@@ -31,22 +32,27 @@ def explain(result: AuditResult, place: int) -> list[str]:
     lines = work.done[-1][1].lines if work else ()
     if work is None or not 1 <= place <= len(lines):
         raise InputError("malformed_members", f"line: the document has {len(lines)}")
-    return list(_explained(work, lines[place - 1], f"Line {place} of {result.number}"))
+    return list(_explained(work, lines[place - 1], f"Line {place} of {result.number}", times))
 
 
-def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
+def _explained(work: Recomputation, line: Line, title: str, times: LocalTimes) -> Iterator[str]:
     key = line.key
     terms = next(each for each in work.terms if each.license_id == key.license_id)
     run = work.runs[-1]
     yield f"{title}: {line.description}"
-    yield f"for {_span(key.start_at, key.end_at)}, license {key.license_id}"
+    yield f"for {_span(key.start_at, key.end_at, times)} ({times.name}), license {key.license_id}"
     yield f"by version {key.version} of plan {key.plan_id}"
     charge = _charge(terms, line)
+    held = terms.known_at(run).version_at(key.start_at)
+    if held.correction is not None:
+        yield from _corrected(held, line, times)
     if key.kind == "concession":
         yield f"{_money(-line.owed_minor, line)} were let off by decision, whatever was used."
+    elif not _is_by(held, line):
+        yield "Nothing is owed by this version for this period any more."
     elif isinstance(charge, UsageCharge):
         own = _own(work, terms, charge, line, run)
-        yield from _counted(charge, line, own)
+        yield from _counted(charge, line, own, times)
         yield from _priced(charge, line, run)
         yield from _parts(line, own)
     elif isinstance(charge, Recurring):
@@ -57,6 +63,20 @@ def _explained(work: Recomputation, line: Line, title: str) -> Iterator[str]:
         yield f"{', '.join(charge.over)} must come to {least} {line.currency}"
         yield f"{_money(line.owed_minor, line)} is missing."
     yield from _billed(line)
+
+
+def _is_by(held: Version, line: Line) -> bool:
+    return (held.plan_id, held.number) == (line.key.plan_id, line.key.version)
+
+
+def _corrected(held: Version, line: Line, times: LocalTimes) -> Iterator[str]:
+    """By which decision a version counts that did not count from the start, or does not count any more."""
+    since = times.second(held.starts_at)
+    by = f"by correction {held.correction}, from {since}, known from run {held.since_run} on"
+    if _is_by(held, line):
+        yield f"which counts {by}"
+    else:
+        yield f"in whose place version {held.number} of plan {held.plan_id} counts {by}"
 
 
 def _charge(terms: Terms, line: Line) -> Charge | None:
@@ -80,15 +100,15 @@ def _units(records: Iterable[Record]) -> int:
     return sum(record.units - record.repeated for record in records)
 
 
-def _counted(charge: UsageCharge, line: Line, own: _Records) -> Iterator[str]:
+def _counted(charge: UsageCharge, line: Line, own: _Records, times: LocalTimes) -> Iterator[str]:
     """Device by device, what its cited records count."""
     yield f"{line.quantity} units of {charge.meter[0]}, per {charge.meter[1]}:"
     for carried in line.carried:
-        used = _span(carried.start_at, carried.end_at)
+        used = _span(carried.start_at, carried.end_at, times)
         yield f"  {carried.units} of them were used in {used}, and reported after it was closed"
     for (device, epoch, head), records in sorted(own.items()):
         first, last = min(each.seq for each in records), max(each.seq for each in records)
-        began, ended = (_instant(at(each.service_at for each in records)) for at in (min, max))
+        began, ended = (times.second(at(each.service_at for each in records)) for at in (min, max))
         yield f"  {_units(records)} by {device}, in {len(records)} records from {began} to {ended}"
         yield f"    numbers {first} to {last} of ledger {epoch}, whose head is {head}"
 
@@ -150,9 +170,5 @@ def _money(minor: int, line: Line) -> str:
     return f"{money.to_text(minor, line.currency)} {line.currency}"
 
 
-def _instant(at: int) -> str:
-    return dt.datetime.fromtimestamp(at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _span(start_at: int, end_at: int) -> str:
-    return f"{_instant(start_at)} – {_instant(end_at)} UTC"
+def _span(start_at: int, end_at: int, times: LocalTimes) -> str:
+    return f"{times.second(start_at)} – {times.second(end_at)}"

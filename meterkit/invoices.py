@@ -19,6 +19,7 @@ from types import MappingProxyType
 from meterkit import money, pricing
 from meterkit.attribution import Carried, Cited, Measured, Period, Run, Slot, Usage, cite
 from meterkit.lateness import closed_by
+from meterkit.licenses import Meter
 from meterkit.lines import Beside, Bill, Billed, Key, Line
 from meterkit.plans import Charge, Commitment, Plan, Recurring, UsageCharge
 from meterkit.terms import Terms, Version
@@ -64,9 +65,11 @@ def bill(
     known = {line.key for line in lines}
     gone = [_gone(terms, key, before) for key, before in billed.items() if key not in known]
     changed = [line for line in lines + gone if line.amount_minor or line.quantity != line.quantity_before]
+    changed.sort(key=lambda line: line.key)
     return Bill(
-        lines=tuple(sorted((line for line in changed if line.key not in disputed), key=lambda line: line.key)),
+        lines=tuple(line for line in changed if line.key not in disputed),
         beside=tuple(sorted(_beside(terms, usage, run, closed))),
+        pending=tuple(line for line in changed if line.key in disputed),
     )
 
 
@@ -169,8 +172,8 @@ def _commitment(charge: Commitment, version: Version, period: Period, owed: list
     )
 
 
-def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, closed: Mapping[Slot, Run]) -> Line:
-    key = Key(
+def _key(terms: Terms, owed: _Owed) -> Key:
+    return Key(
         license_id=terms.license_id,
         start_at=owed.period.start_at,
         end_at=owed.period.end_at,
@@ -179,6 +182,10 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, clo
         version=owed.version.number,
         kind=owed.kind,
     )
+
+
+def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, closed: Mapping[Slot, Run]) -> Line:
+    key = _key(terms, owed)
     before = billed.get(key, Billed())
     first = closed.get(owed.period.slot, run)
     return Line(
@@ -275,3 +282,40 @@ def _beside(terms: Terms, usage: Usage, run: Run, closed: Mapping[Slot, Run]) ->
                 repeated=found.repeated,
                 waived=waived,
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metered:
+    """What one meter counted in one period: the key on which it is billed, None where no charge asks for it.
+
+    `quantity` is what the key comes to, due or not; `waived` the late units that it leaves out.
+    """
+
+    meter: Meter
+    key: Key | None
+    quantity: int
+    waived: int
+    found: Measured
+
+
+def metered(terms: Terms, usage: Usage, run: Run) -> Iterable[Metered]:
+    """All that a run may know of a license's meters, period by period: every unit once (BILLING §5)."""
+    periods = {period.slot: period for period in terms.periods}
+    for (slot, meter), found in usage.measured.items():
+        period = periods[slot]
+        version = terms.version_at(period.start_at)
+        charges = (charge for charge in version.plan.charges if isinstance(charge, UsageCharge))
+        charge = next((charge for charge in charges if charge.meter == meter), None)
+        if (charge.interval if charge else version.plan.interval) != period.interval:
+            continue
+        if charge is None:
+            yield Metered(meter=meter, key=None, quantity=0, waived=0, found=found)
+            continue
+        owed = _measured(charge, version, period, usage, run)
+        yield Metered(
+            meter=meter,
+            key=_key(terms, owed),
+            quantity=owed.quantity,
+            waived=found.units + found.late - owed.quantity,
+            found=found,
+        )

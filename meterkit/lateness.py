@@ -52,13 +52,14 @@ def closed_by(terms: Terms, runs: Sequence[Run], fleet: Iterable[Reporting]) -> 
     """The first of a license's runs that found each period closed, for those that are.
 
     A period closes so many days after its end, or, where the contract closes by coverage, as soon as so many of
-    the devices that should have reported have reported beyond its end. Once closed it stays closed.
+    the devices that should have reported have reported beyond its end. Once closed it stays closed. Where it was
+    cut shorter since, a run before closed it if it found the longer one closed.
     """
     fleet = tuple(fleet)
     found = {}
     for period in terms.periods:
         plan = terms.version_at(period.start_at).plan
-        run = next((run for run in runs if _is_closed(plan, period, run, fleet)), None)
+        run = next((run for run in runs if _is_closed(plan, period.known_at(run), run, fleet)), None)
         if run is not None:
             found[period.slot] = run
     return found

@@ -121,10 +121,14 @@ class Beside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What a run bills a license: its lines, and the units that are in none of them."""
+    """What a run bills a license: its lines, and the units that are in none of them.
+
+    `pending` are the lines that it would have beside these, were their keys not disputed.
+    """
 
     lines: tuple[Line, ...]
     beside: tuple[Beside, ...]
+    pending: tuple[Line, ...] = ()
 
 
 def billed_before(lines: Iterable[Line]) -> dict[Key, Billed]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, NoReturn
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
 from meterkit.errors import MeterkitError
+from meterkit.local_times import UTC, LocalTimes
 
 
 def run(command: click.Command, name: str) -> NoReturn:
@@ -26,6 +28,15 @@ def run(command: click.Command, name: str) -> NoReturn:
     except click.Abort:
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def local_times(invoice: Mapping[str, Any]) -> LocalTimes:
+    """By which clock an invoice's times are shown: its customer's; where this machine does not know it, UTC's."""
+    name = invoice.get("time_zone", UTC.name)
+    try:
+        return LocalTimes(name=name, zone=ZoneInfo(name))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return UTC
 
 
 def show(value: Any, *, as_json: bool, lines: Callable[[], list[str]]) -> None:

@@ -14,7 +14,8 @@ _DAY_S = 86_400
 class Version:
     """A version of a plan, and the instant from which the license holds it.
 
-    `since_run` is the first billing run that knew of it: recomputed, an earlier one does not.
+    `since_run` is the first billing run that knew of it: recomputed, an earlier one does not. `correction` names
+    the decision by which it starts in the past.
     """
 
     plan_id: str
@@ -22,11 +23,15 @@ class Version:
     starts_at: int
     plan: Plan
     since_run: int = 0
+    correction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a license is billed by: its timeline of versions, its periods, its end."""
+    """What a license is billed by: its timeline of versions, its periods, its end.
+
+    `versions` are in the order of time, and after them their corrections in the order in which they were decided.
+    """
 
     license_id: str
     ends_at: int | None
@@ -41,9 +46,13 @@ class Terms:
         return replace(self, versions=tuple(versions), periods=tuple(periods))
 
     def version_at(self, at: int) -> Version:
-        """The version that counts at an instant; before the first one, the first."""
-        ordered = sorted(self.versions, key=lambda version: version.starts_at)
-        return next((each for each in reversed(ordered) if each.starts_at <= at), ordered[0])
+        """The version that counts at an instant; before the first one, the first.
+
+        Each counts until the next one starts; of those that start at once, the one decided last.
+        """
+        at = max(at, self.versions[0].starts_at)
+        begun = (each for each in reversed(self.versions) if each.starts_at <= at)
+        return max(begun, key=lambda version: version.starts_at)  # of equals, the first that comes
 
 
 def closes_at(plan: Plan, period: Period) -> int:

@@ -60,4 +60,4 @@ def list_credits(sh: shell.Shell, customer_id: str, cursor: str | None, limit: i
 @shell.pass_shell
 def show(sh: shell.Shell, customer_id: str) -> None:
     """Show where a customer stands."""
-    sh.show_list(service.show(sh.server(), customer_id), ("currency", "owes", "prepaid", "balance"))
+    sh.show_list(service.show(sh.server(), customer_id), ("currency", "owes", "prepaid", "balance", "breakage"))

@@ -17,6 +17,8 @@ TAX = "tax"  # what is owed to the state
 PREPAID = "prepaid"  # what is owed to customers in use of their prepaid credits
 BALANCE = "balance"  # what is owed to customers, by credit notes
 CASH = "cash"
+BREAKAGE = "breakage"  # what was paid ahead and not used in time
+BROKEN = "breakage"  # the kind of act that books it
 
 journal = sa.Table(
     "journal",
@@ -24,7 +26,7 @@ journal = sa.Table(
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # of the transaction
     sa.Column("account", sa.Text, primary_key=True),
     sa.Column("at", sa.BigInteger, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),  # invoice | credit_note | void | payment | refund | credit
+    sa.Column("kind", sa.Text, nullable=False),  # a document's, or void | payment | refund | credit | breakage
     sa.Column("subject", sa.Text, nullable=False, index=True),
     sa.Column("customer", sa.Text, sa.ForeignKey("customers.id"), nullable=False, index=True),
     sa.Column("currency", sa.Text, nullable=False),

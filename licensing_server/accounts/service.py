@@ -64,7 +64,7 @@ def show_tax_rates(server: Server, customer_id: str) -> Document:
     """Show a customer's tax rates."""
     with read(server) as connection:
         customers.find(connection, customer_id)
-        found = store.read_tax_rates(connection, customer_id)
+        found = store.read_tax_rates(connection, [customer_id]).get(customer_id, [])
     names = ("starts_at", "since_run", "name", "percent")
     return {"items": [{name: getattr(rate, name) for name in names} for rate in found]}
 
@@ -124,11 +124,16 @@ def page_credits(server: Server, asked: Page, customer_id: str) -> Document:
 
 
 def show(server: Server, customer_id: str) -> Document:
-    """Show where a customer stands, per currency: what it owes, has paid ahead, and has to its credit."""
+    """Show where a customer stands, per currency: what it owes, has paid ahead, and has to its credit; and what it
+    had paid ahead and not used in time.
+    """
     with read(server) as connection:
         customers.find(connection, customer_id)
         found = journal.balances(connection, customer_id)
-    shown = (("owes", journal.RECEIVABLE, 1), ("prepaid", PREPAID, -1), ("balance", journal.BALANCE, -1))
+    shown = (
+        *(("owes", journal.RECEIVABLE, 1), ("prepaid", PREPAID, -1), ("balance", journal.BALANCE, -1)),
+        ("breakage", journal.BREAKAGE, -1),
+    )
     items = []
     for currency, own in found.items():
         item: dict[str, Any] = {"currency": currency}

@@ -1,12 +1,12 @@
 """What is decided about customers' accounts, in the database: tax rates, prepaid credits, refunds."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata
+from licensing_server.database import metadata, pieces
 from meterkit.accounts import Credit, Refund
 from meterkit.taxes import TaxRate
 
@@ -45,6 +45,7 @@ refunds = sa.Table(
     sa.Column("since_run", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
+Owner = tuple[str, str]  # customer and currency
 _CREDIT = ("id", "amount_minor", "priority", "starts_at", "expires_at", "purchased_at", "since_run")
 
 
@@ -57,12 +58,16 @@ def insert_tax_rates(connection: sa.Connection, rows: list[dict[str, Any]]) -> N
     connection.execute(sa.insert(tax_rates), rows)
 
 
-def read_tax_rates(connection: sa.Connection, customer: str) -> list[TaxRate]:
-    """A customer's tax rates, in the order in which they count."""
+def read_tax_rates(connection: sa.Connection, asked: Collection[str]) -> dict[str, list[TaxRate]]:
+    """The tax rates of some customers, each one's in the order in which they count."""
     table = tax_rates.c
-    chosen = sa.select(table.starts_at, table.since_run, table.name, table.percent)
-    ordered = chosen.where(table.customer == customer).order_by(table.starts_at, table.since_run)
-    return [TaxRate(**row._mapping) for row in connection.execute(ordered)]  # noqa: SLF001  SQLAlchemy's public name
+    ordered = sa.select(tax_rates).order_by(table.customer, table.starts_at, table.since_run)
+    found: dict[str, list[TaxRate]] = {}
+    for some in pieces(asked):
+        for row in connection.execute(ordered.where(table.customer.in_(some))):
+            rate = TaxRate(starts_at=row.starts_at, since_run=row.since_run, name=row.name, percent=row.percent)
+            found.setdefault(row.customer, []).append(rate)
+    return found
 
 
 def customers_taxed(connection: sa.Connection, name: str) -> list[str]:
@@ -76,12 +81,15 @@ def insert_credit(connection: sa.Connection, row: dict[str, Any]) -> None:
     connection.execute(sa.insert(credits), [row])
 
 
-def read_credits(connection: sa.Connection, customer: str, currency: str) -> list[Credit]:
-    """A customer's prepaid credits in one currency, by id."""
-    table = credits.c
-    chosen = sa.select(*(table[name] for name in _CREDIT))
-    chosen = chosen.where(table.customer == customer, table.currency == currency).order_by(table.id)
-    return [Credit(**row._mapping) for row in connection.execute(chosen)]  # noqa: SLF001  SQLAlchemy's public name
+def read_credits(connection: sa.Connection, asked: Collection[str]) -> dict[Owner, list[Credit]]:
+    """The prepaid credits of some customers, by customer and currency, and then by id."""
+    found: dict[Owner, list[Credit]] = {}
+    for some in pieces(asked):
+        chosen = sa.select(credits).where(credits.c.customer.in_(some)).order_by(credits.c.id)
+        for row in connection.execute(chosen):
+            credit = Credit(**{name: getattr(row, name) for name in _CREDIT})
+            found.setdefault((row.customer, row.currency), []).append(credit)
+    return found
 
 
 def page_credits(connection: sa.Connection, asked: pages.Page, customer: str) -> pages.Document:
@@ -101,10 +109,13 @@ def insert_refund(connection: sa.Connection, row: dict[str, Any]) -> None:
     connection.execute(sa.insert(refunds), [row])
 
 
-def read_refunds(connection: sa.Connection, customer: str, currency: str) -> list[Refund]:
-    """What was paid back of a customer's balance in one currency."""
+def read_refunds(connection: sa.Connection, asked: Collection[str]) -> dict[Owner, list[Refund]]:
+    """What was paid back of some customers' balances, by customer and currency."""
     table = refunds.c
-    chosen = sa.select(table.amount_minor, table.since_run)
-    chosen = chosen.where(table.customer == customer, table.currency == currency)
-    ordered: Iterable[Any] = connection.execute(chosen.order_by(table.since_run, table.id))
-    return [Refund(amount_minor=row.amount_minor, since_run=row.since_run) for row in ordered]
+    found: dict[Owner, list[Refund]] = {}
+    for some in pieces(asked):
+        chosen = sa.select(refunds).where(table.customer.in_(some)).order_by(table.since_run, table.id)
+        for row in connection.execute(chosen):
+            refund = Refund(amount_minor=row.amount_minor, since_run=row.since_run)
+            found.setdefault((row.customer, row.currency), []).append(refund)
+    return found

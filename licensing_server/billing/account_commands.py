@@ -104,5 +104,8 @@ def concede(sh: shell.Shell, invoice_id: str, line: int, amount: str, note: str)
 def list_all(sh: shell.Shell, customer_id: str) -> None:
     """List a customer's disputes."""
     found = disputing.show(sh.server(), customer_id)
-    columns = ("id", "invoice", "line", "amount_minor", "since_run", "until_run", "outcome", "note")
+    columns = (
+        *("id", "invoice", "line", "amount_minor", "since_run", "until_run", "outcome", "note"),
+        *("pending_quantity", "pending_minor"),
+    )
     sh.show_list({"items": found["disputes"]}, columns)

@@ -5,12 +5,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from licensing_server.accounts import journal
 from licensing_server.accounts import store as accounts
-from licensing_server.billing.dispute_store import concessions, disputes, read_decided
-from licensing_server.billing.store import counted, invoice_lines, invoices, key_from_row
+from licensing_server.billing.dispute_store import concessions, disputes
+from licensing_server.billing.store import invoice_lines, invoices
 from licensing_server.database import metadata, pieces, total
-from meterkit.accounts import Account, CreditUse, History, TaxSum, Void
-from meterkit.attribution import Run
 from meterkit.documents import CREDIT_NOTE, Settled
 from meterkit.taxes import Tax
 
@@ -52,30 +51,6 @@ invoice_replacements = sa.Table(
 )
 
 
-def read_account(connection: sa.Connection, customer: str, currency: str, run: Run) -> Account:
-    """What was decided about a customer's account in one currency, as a run knows it."""
-    decided = read_decided(connection, customer)
-    table = invoices.c
-    voids = sa.select(table.number, table.void_run).where(
-        table.customer == customer,
-        table.currency == currency,
-        table.void_run <= run.number,
-        table.run < run.number,
-    )
-    return Account(
-        tax_rates=tuple(accounts.read_tax_rates(connection, customer)),
-        credits=tuple(accounts.read_credits(connection, customer, currency)),
-        refunds=tuple(accounts.read_refunds(connection, customer, currency)),
-        voids=tuple(
-            Void(number=row.number, since_run=row.void_run)
-            for row in connection.execute(voids.order_by(table.number))
-            if row.number is not None
-        ),
-        concessions=decided.concessions,
-        disputes=decided.disputes,
-    ).known_at(run)
-
-
 def with_account(connection: sa.Connection, asked: Iterable[str]) -> set[str]:
     """Those of some customers about whose accounts anything was decided, or who have a credit note."""
     found: set[str] = set()
@@ -94,40 +69,9 @@ def with_account(connection: sa.Connection, asked: Iterable[str]) -> set[str]:
     return found
 
 
-def read_history(connection: sa.Connection, customer: str, currency: str, run: Run) -> History:
-    """What a customer's earlier documents in one currency left behind, as a run knows it."""
-    mine = sa.and_(invoices.c.customer == customer, invoices.c.currency == currency)
-    counts = sa.and_(mine, counted(run.number))
-    found = History(replaced=_replaced(connection, mine, run))
-    for row in _ordered(connection, invoice_lines, sa.and_(counts, invoice_lines.c.amount_minor > 0)):
-        found.add_line(row.number, key_from_row(row), row.amount_minor, tax_of(row))
-    for row in _ordered(connection, invoice_taxes, counts):
-        tax = Tax(name=row.name, percent=row.percent)
-        found.add_tax(TaxSum(tax=tax, base_minor=row.base_minor, tax_minor=row.tax_minor, lowers=row.lowers))
-    for row in _ordered(connection, credit_uses, counts):
-        found.add_use(row.number, CreditUse(credit=row.credit, amount_minor=row.amount_minor, lowers=row.lowers))
-    taken = sa.select(sa.func.coalesce(sa.func.sum(invoices.c.balance_minor), 0)).where(counts)
-    found.balance_minor = -int(connection.execute(taken).scalar_one())
-    return found
-
-
 def tax_of(row: Any) -> Tax | None:
     """The tax of a line, as it was when its document became final."""
     return None if row.tax_name is None else Tax(name=row.tax_name, percent=row.tax_percent)
-
-
-def _ordered(connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> Iterable[Any]:
-    """Rows of documents, in the order of their runs."""
-    chosen = sa.select(table, invoices.c.number).join(invoices, invoices.c.id == table.c.invoice).where(where)
-    return connection.execute(chosen.order_by(invoices.c.run, table.c.place))
-
-
-def _replaced(connection: sa.Connection, mine: sa.ColumnElement[bool], run: Run) -> set[str]:
-    """The void documents that an earlier one, void itself or not, has taken the place of."""
-    chosen = sa.select(invoice_replacements.c.number).join(
-        invoices, invoices.c.id == invoice_replacements.c.invoice
-    )
-    return set(connection.execute(chosen.where(mine, invoices.c.run < run.number)).scalars())
 
 
 def insert_settled(connection: sa.Connection, invoice_id: str, settled: Settled) -> None:
@@ -175,14 +119,23 @@ def replacement_of(connection: sa.Connection, number: str) -> str | None:
     return connection.execute(chosen.where(invoice_replacements.c.number == number)).scalar()
 
 
+def left_of(credit: Any) -> sa.ColumnElement[int]:
+    """How much of a credit is left: documents that stand have not used it, nor was it booked as breakage."""
+    use, row = credit_uses.c, journal.journal.c
+    used = sa.select(total(use.amount_minor)).join(invoices, invoices.c.id == use.invoice)
+    used = used.where(use.credit == credit.id, invoices.c.state != "void")
+    broken = sa.select(total(row.amount_minor)).where(row.subject == credit.id, row.kind == journal.BROKEN)
+    broken = broken.where(row.account == journal.PREPAID)
+    gone = sa.func.coalesce(used.scalar_subquery(), 0) + sa.func.coalesce(broken.scalar_subquery(), 0)
+    left: sa.ColumnElement[int] = credit.amount_minor - gone
+    return left
+
+
 def overdrawn(connection: sa.Connection, customer: str, currency: str) -> str | None:
-    """A credit of which documents that stand use more than it is, if there is one."""
-    credit, use = accounts.credits.c, credit_uses.c
-    mine = sa.and_(credit.customer == customer, credit.currency == currency, invoices.c.state != "void")
-    joined = sa.select(credit.id).join(credit_uses, use.credit == credit.id)
-    joined = joined.join(invoices, invoices.c.id == use.invoice).where(mine)
-    more = sa.func.sum(use.amount_minor) > credit.amount_minor
-    return connection.execute(joined.group_by(credit.id, credit.amount_minor).having(more).limit(1)).scalar()
+    """A credit of which documents that stand use more than is left of it, if there is one."""
+    credit = accounts.credits.c
+    mine = sa.and_(credit.customer == customer, credit.currency == currency)
+    return connection.execute(sa.select(credit.id).where(mine, left_of(credit) < 0).limit(1)).scalar()
 
 
 def insert_payment(connection: sa.Connection, row: dict[str, Any]) -> None:

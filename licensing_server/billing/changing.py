@@ -1,7 +1,7 @@
 """Changing by which version of a plan a license is billed (BILLING §2)."""
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import store
+from licensing_server.billing import run_store, store
 from licensing_server.billing import terms as customer_terms
 from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import service as customers
@@ -33,12 +33,13 @@ def change_plan(
     """Bill a license by another version from its next period on, or from `now`: the next window's edge.
 
     Where the new version starts within a period, that one ends there and a short one begins; both owe their
-    share. It never starts in the past.
+    share. It never starts in the past: that is a correction (`billing.correcting`).
 
     Raises:
         ServiceError: `not_found`; `license_inactive` for an ended license; `state_conflict` where a change is
-            still to come, where a period that has been billed would have to end earlier, or where currency or
-            interval would change within a period, or the interval by which its pools count.
+            still to come, where a run has billed beyond its start, where a period that has been billed would have
+            to end earlier, or where currency or interval would change within a period, or the interval by which
+            its pools count.
     """
 
     def make(connection: Connection) -> Document:
@@ -51,8 +52,9 @@ def change_plan(
         since_run = number_to_come(connection, "billing_run")
         held, stored = _held(connection, license_, now, since_run)
         at = -(-now // limits.WINDOW_S) * limits.WINDOW_S if starts == "now" else _next(stored, held, now)
-        _check_pools(license_, held, wanted)
-        _cut(connection, license_, stored, at, since_run, whole=_must_be_whole(held, wanted))
+        _check_is_to_come(connection, license_, at)
+        check_pools(license_, held, wanted)
+        _cut(connection, license_, stored, at, since_run, whole=must_be_whole(held, wanted))
         license_store.insert_version(
             connection, license_id, starts_at=at, plan=plan, version=number, since_run=since_run
         )
@@ -65,7 +67,14 @@ def change_plan(
     return once.run(server, make)
 
 
-def _check_pools(license_: License, held: Plan, wanted: Plan) -> None:
+def _check_is_to_come(connection: Connection, license_: License, at: int) -> None:
+    """Return if no run has billed beyond an instant, as one may have where the clock was set back since."""
+    newest = run_store.newest_cut_off(connection, license_.customer)
+    if newest is not None and at < newest:
+        raise ServiceError("state_conflict", f"a run has billed up to {newest}; before it only corrections start")
+
+
+def check_pools(license_: License, held: Plan, wanted: Plan) -> None:
     """Pools that are filled anew by the plan's interval count by that one, for the license's whole life."""
     by_period = any(each.pool_units is not None and each.pool_per == "period" for each in license_.grants)
     if by_period and held.interval != wanted.interval:
@@ -76,14 +85,14 @@ def _held(connection: Connection, license_: License, now: int, since_run: int) -
     """The plan that a license is billed by now, and its periods, those that have begun opened first."""
     zone = customers.find(connection, license_.customer).zone
     found = customer_terms.Licenses(connection, [license_.customer])
-    last = found.versions[license_.id][-1]
-    if last.starts_at > now:
+    terms = found.terms_of(license_.id)
+    if any(version.starts_at > now for version in terms.versions):
         raise ServiceError("state_conflict", "a version is still to come")
     own = (
         schedule for schedule in found.schedules({license_.customer: zone}) if schedule.license_id == license_.id
     )
     periods.open_until(connection, own, now, since_run=since_run)
-    return last.plan, periods.read(connection, [license_.id]).get(license_.id, [])
+    return terms.version_at(now).plan, periods.read(connection, [license_.id]).get(license_.id, [])
 
 
 def _next(stored: Stored, held: Plan, now: int) -> int:
@@ -92,7 +101,7 @@ def _next(stored: Stored, held: Plan, now: int) -> int:
     return min(ends)
 
 
-def _must_be_whole(held: Plan, wanted: Plan) -> bool:
+def must_be_whole(held: Plan, wanted: Plan) -> bool:
     """Whether the change must wait for every period's end."""
     return (held.currency, held.interval) != (wanted.currency, wanted.interval)
 

@@ -4,12 +4,14 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from licensing_server import settings, shell
-from licensing_server.billing import changing, outputs, service, stripe_sending
+from licensing_server.billing import changing, conserving, correcting, outputs, service, stripe_sending
 from licensing_server.billing.outputs import Output
+from licensing_server.billing.schemas import NewCorrection
 from licensing_server.billing.service import Watch
 
 billing = shell.noun("billing", "Billing runs: working out what is owed.")
@@ -65,6 +67,23 @@ def change_plan(sh: shell.Shell, license_id: str, plan: str, plan_version: int |
     sh.show(changing.change_plan(sh.server(), license_id, plan=plan, version=plan_version, starts=starts))
 
 
+@billing.command("correct-plan")
+@click.argument("license_id")
+@click.option("--plan", required=True, help="Its id.")
+@click.option("--plan-version", type=int, default=None, help="By default the newest.")
+@click.option("--starts-at", type=shell.INSTANT, required=True, help="From when on it should have counted.")
+@click.option("--note", required=True, help="Why, in a person's words.")
+@shell.pass_shell
+def correct_plan(sh: shell.Shell, /, license_id: str, **given: Any) -> None:
+    """Bill a license by another version of a plan from an instant in the past on.
+
+    The next run withdraws what the version that should not have counted had billed, and bills by this one.
+    """
+    asked = NewCorrection.read(given).model_dump()
+    version = asked.pop("plan_version")
+    sh.show(correcting.correct_plan(sh.server(), license_id, version=version, **asked))
+
+
 @billing.command("list")
 @shell.paged
 @shell.pass_shell
@@ -80,6 +99,21 @@ def list_runs(sh: shell.Shell, cursor: str | None, limit: int) -> None:
 def show_run(sh: shell.Shell, number: int) -> None:
     """Show a billing run and its invoices."""
     sh.show(service.show_run(sh.server(), number))
+
+
+@billing.command()
+@click.option("--customer", default=None, help="Of this customer only.")
+@shell.pass_shell
+def conservation(sh: shell.Shell, customer: str | None) -> None:
+    """Show where all accepted units are: invoiced, pending, waived, excluded, or unpriced.
+
+    Exit status 1 if they do not add up.
+    """
+    found = conserving.show(sh.server(), customer)
+    figures = ("accepted", "invoiced", "pending", "disputed", "waived", "excluded", "unpriced", "holds")
+    sh.show_list(found, ("license", "model", "unit", *figures))
+    if not found["holds"]:
+        raise click.exceptions.Exit(1)
 
 
 @billing.command("send-stripe")

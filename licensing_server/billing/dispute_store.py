@@ -1,11 +1,13 @@
 """Disputed lines and concessions, in the database."""
 
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.billing.store import invoice_lines, invoices, key_from_row
-from licensing_server.database import metadata, total
+from licensing_server.database import metadata, pieces, total
 from meterkit.accounts import Account, Concession, Dispute
 from meterkit.lines import Key
 
@@ -51,21 +53,28 @@ def key_to_row(key: Key) -> dict[str, Any]:
     return dict(zip(_KEY, values, strict=True))
 
 
-def read_decided(connection: sa.Connection, customer: str) -> Account:
-    """What was conceded to a customer, and what it disputes, in any currency."""
+def key_of(row: Mapping[str, Any]) -> Key:
+    """Read a key's columns."""
+    names = ("license_id", "start_at", "end_at", "charge", "plan_id", "version", "kind")
+    return Key(**{name: row[column] for name, column in zip(names, _KEY, strict=True)})
+
+
+def read_decided(connection: sa.Connection, asked: Collection[str]) -> dict[str, Account]:
+    """What was conceded to some customers, and what they dispute, in any currency."""
     let_off, disputed = concessions.c, disputes.c
-    given = sa.select(concessions).where(let_off.customer == customer).order_by(let_off.since_run, let_off.id)
-    open_ones = sa.select(disputes).where(disputed.customer == customer).order_by(disputed.since_run, disputed.id)
-    return Account(
-        concessions=tuple(
-            Concession(key=key_from_row(row), amount_minor=row.amount_minor, since_run=row.since_run)
-            for row in connection.execute(given)
-        ),
-        disputes=tuple(
-            Dispute(key=key_from_row(row), since_run=row.since_run, until_run=row.until_run)
-            for row in connection.execute(open_ones)
-        ),
-    )
+    found: dict[str, Account] = {}
+    for some in pieces(asked):
+        given = sa.select(concessions).where(let_off.customer.in_(some)).order_by(let_off.since_run, let_off.id)
+        for row in connection.execute(given):
+            own = found.setdefault(row.customer, Account())
+            made = Concession(key=key_from_row(row), amount_minor=row.amount_minor, since_run=row.since_run)
+            found[row.customer] = replace(own, concessions=(*own.concessions, made))
+        held = sa.select(disputes).where(disputed.customer.in_(some)).order_by(disputed.since_run, disputed.id)
+        for row in connection.execute(held):
+            own = found.setdefault(row.customer, Account())
+            dispute = Dispute(key=key_from_row(row), since_run=row.since_run, until_run=row.until_run)
+            found[row.customer] = replace(own, disputes=(*own.disputes, dispute))
+    return found
 
 
 def find_line(connection: sa.Connection, invoice_id: str, place: int) -> Any:
@@ -97,6 +106,13 @@ def is_conceded(connection: sa.Connection, key: Key) -> bool:
     return connection.execute(chosen.limit(1)).first() is not None
 
 
+def has_concession(connection: sa.Connection, license_id: str, from_at: int, until: int) -> bool:
+    """Tell whether anything was let off on a period of a license that starts between two instants."""
+    start_at = concessions.c.start_at
+    within = sa.and_(concessions.c.license == license_id, start_at >= from_at, start_at < until)
+    return connection.execute(sa.select(concessions.c.id).where(within).limit(1)).first() is not None
+
+
 def is_excluded(connection: sa.Connection, key: Key) -> bool:
     """Tell whether a dispute about a charge and period ended by an exclusion of its records."""
     ended = sa.and_(_same(disputes, key, any_kind=True), disputes.c.outcome == "excluded")
@@ -122,6 +138,14 @@ def open_dispute(connection: sa.Connection, key: Key) -> str | None:
     """The dispute about a key that has not ended, if there is one."""
     chosen = sa.select(disputes.c.id).where(_same(disputes, key), disputes.c.outcome.is_(None))
     return connection.execute(chosen).scalar()
+
+
+def who_disputes(connection: sa.Connection, asked: Iterable[str], run_number: int) -> set[str]:
+    """Those of some customers who dispute anything, as a billing run knows it."""
+    table = disputes.c
+    open_then = sa.or_(table.until_run.is_(None), table.until_run > run_number)
+    chosen = sa.select(table.customer).where(table.since_run <= run_number, open_then)
+    return set(connection.execute(chosen.distinct()).scalars()).intersection(asked)
 
 
 def end_dispute(connection: sa.Connection, dispute_id: str, *, outcome: str, until_run: int) -> None:

@@ -5,11 +5,13 @@ exclusion of records (a decision about an exception, which changes the units), o
 them): never by both. A case is a charge in a period, however many disputes and lines it has.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from licensing_server.accounts.service import read_amount
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import account_store, dispute_store, store
+from licensing_server.billing import account_store, dispute_store, pending, store, ways
+from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.service import find
 from licensing_server.billing.store import Invoice
 from licensing_server.customers import service as customers
@@ -18,6 +20,7 @@ from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document
 from licensing_server.server import Server
 from meterkit.errors import InputError, ServiceError
+from meterkit.lines import Key, Line
 
 OUTCOMES = ("stands", "excluded", "conceded")
 
@@ -102,7 +105,7 @@ def concede(
 
     Raises:
         ServiceError: `not_found`; `state_conflict` for a draft or a void document, while the line is disputed,
-            for more than is billed on its charge and period, or where a dispute about these ended by an exclusion.
+            for more than is billed on its charge and period, or where records of these were excluded.
     """
 
     def make(connection: Connection) -> Document:
@@ -123,8 +126,10 @@ def _concede(
 ) -> Document:
     key = store.key_from_row(about)
     amount_minor = read_amount(amount, invoice.currency)
-    if dispute_store.is_excluded(connection, key):
+    if ways.is_excluded(connection, key):
         raise ServiceError("state_conflict", "records of it were excluded: nothing is let off as well")
+    if not customer_terms.counts(connection, invoice.customer, key):
+        raise ServiceError("state_conflict", "a correction withdraws it: nothing is let off as well")
     if amount_minor > dispute_store.billed_on(connection, key):
         raise ServiceError("state_conflict", "not more can be conceded than is billed")
     row = {
@@ -162,14 +167,26 @@ def _decided(server: Server, connection: Connection, once: Once, action: str, ro
 
 
 def show(server: Server, customer_id: str) -> Document:
-    """Show a customer's disputes and concessions.
+    """Show a customer's disputes and concessions; with a dispute that has not ended, what waits for its end.
 
     Raises:
         ServiceError: `not_found`.
     """
     with read(server) as connection:
         customers.find(connection, customer_id)
-        return {
-            "disputes": dispute_store.list_disputes(connection, customer_id),
-            "concessions": dispute_store.list_concessions(connection, customer_id),
-        }
+        held = dispute_store.list_disputes(connection, customer_id)
+        conceded = dispute_store.list_concessions(connection, customer_id)
+    waits = pending.of_disputes(server, customer_id) if any(row["outcome"] is None for row in held) else {}
+    return {"disputes": [_with_pending(row, waits) for row in held], "concessions": conceded}
+
+
+def _with_pending(row: Document, waits: Mapping[Key, Line]) -> Document:
+    """A dispute with what waits for its end, None where nothing does, in units and minor units."""
+    line = waits.get(dispute_store.key_of(row)) if row["outcome"] is None else None
+    if line is None:
+        return {**row, "pending_quantity": None, "pending_minor": None}
+    return {
+        **row,
+        "pending_quantity": line.quantity - line.quantity_before,
+        "pending_minor": line.amount_minor,
+    }

@@ -76,6 +76,7 @@ def _license(connection: sa.Connection, terms: Terms) -> dict[str, Any]:
                 "version": each.number,
                 "starts_at": each.starts_at,
                 "since_run": each.since_run,
+                **({} if each.correction is None else {"correction": each.correction}),
             }
             for each in terms.versions
         ],

@@ -9,6 +9,7 @@ from licensing_server.catalog import store as catalog_store
 from licensing_server.database import Connection, read
 from licensing_server.pages import Document
 from licensing_server.server import Server
+from meterkit import terminal
 from meterkit.errors import ServiceError
 
 
@@ -60,7 +61,8 @@ def as_csv(server: Server, invoice_id: str) -> Output:
 
 def _lay_out(server: Server, invoice_id: str) -> tuple[str, Sheet]:
     invoice = service.show(server, invoice_id)
-    return invoice["number"] or f"draft-{invoice['id']}", lay_out(invoice, seller=server.issuer)
+    sheet = lay_out(invoice, seller=server.issuer, times=terminal.local_times(invoice))
+    return invoice["number"] or f"draft-{invoice['id']}", sheet
 
 
 def _units(connection: Connection, invoice: Document) -> focus.Units:

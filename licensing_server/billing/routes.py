@@ -6,11 +6,12 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 
 from licensing_server.auth import WhoDep, allowed
-from licensing_server.billing import changing, disputing, outputs, service, settling
+from licensing_server.billing import changing, conserving, correcting, disputing, outputs, service, settling
 from licensing_server.billing.outputs import Output
 from licensing_server.billing.rendering.html import SECURITY_POLICY
 from licensing_server.billing.schemas import (
     NewConcession,
+    NewCorrection,
     NewDispute,
     NewPayment,
     NewRefund,
@@ -47,6 +48,22 @@ def change_plan(
     )
 
 
+@router.post("/licenses/{license_id}/corrections", status_code=201, dependencies=_WRITE)
+def correct_plan(
+    server: ServerDep, license_id: str, body: Annotated[NewCorrection, json_body(NewCorrection)], once: OnceDep
+) -> Document:
+    """Bill a license by another version of a plan from an instant in the past on."""
+    return correcting.correct_plan(
+        server,
+        license_id,
+        plan=body.plan,
+        version=body.plan_version,
+        starts_at=body.starts_at,
+        note=body.note,
+        once=once,
+    )
+
+
 @router.get("/billing-runs", dependencies=_READ)
 def list_runs(server: ServerDep, page: PageDep) -> Document:
     """List billing runs."""
@@ -57,6 +74,12 @@ def list_runs(server: ServerDep, page: PageDep) -> Document:
 def show_run(server: ServerDep, number: int) -> Document:
     """Show a billing run."""
     return service.show_run(server, number)
+
+
+@router.get("/billing-conservation", dependencies=_READ)
+def show_conservation(server: ServerDep, customer: str | None = None) -> Document:
+    """Show where all accepted units are: invoiced, pending, waived, excluded, or unpriced."""
+    return conserving.show(server, customer)
 
 
 @router.get("/invoices", dependencies=_READ)

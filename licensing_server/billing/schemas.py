@@ -25,6 +25,15 @@ class NewVersion(Body):
     starts: Literal["next_period", "now"] = "next_period"
 
 
+class NewCorrection(Body):
+    """A version of a plan that a license should have been billed by, from when on, and why."""
+
+    plan: PlanId
+    plan_version: Annotated[int, shaped(shapes.integer(1, 1_000_000))] | None = None
+    starts_at: Seconds
+    note: Text
+
+
 class NewPayment(Body):
     """Money that came in for an invoice: all that is open, unless an amount is said."""
 

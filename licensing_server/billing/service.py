@@ -6,10 +6,18 @@ was interrupted goes on where it stopped, and nothing is billed twice.
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NoReturn
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.billing import account_store, booking, documents, run_store, store
+from licensing_server.billing import (
+    account_store,
+    booking,
+    breaking,
+    dispute_store,
+    documents,
+    pending,
+    run_store,
+    store,
+)
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.documents import Computed
 from licensing_server.billing.run_store import RUN_SCOPE, StoredRun
@@ -22,7 +30,7 @@ from licensing_server.idempotency import NO_KEY, Once
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
 from licensing_server.webhook_endpoints import outbox
-from meterkit import audit, explaining
+from meterkit import audit, explaining, terminal
 from meterkit import evidence as evidence_files
 from meterkit.canonical import sha256_hex
 from meterkit.documents import CREDIT_NOTE, INVOICE
@@ -34,14 +42,6 @@ SERIES = {INVOICE: ("INV", "invoice"), CREDIT_NOTE: ("CN", "credit_note")}
 
 def unwatched(billed: int, of: int) -> None:
     """Be told how many customers are billed, of how many, and do nothing about it."""
-
-
-class _Undo(Exception):  # noqa: N818  no error: it ends a dry run's transaction
-    """Carries what a dry run found out of the transaction that is undone."""
-
-    def __init__(self, document: Document) -> None:
-        super().__init__()
-        self.document = document
 
 
 def run(
@@ -71,18 +71,12 @@ def run(
 
 
 def dry_run(server: Server, *, cut_off: int | None = None, customer: str | None = None) -> Document:
-    """Work out what a run would draft, and store nothing."""
-    try:
-        with write(server) as connection:
-            stored = _start(server, connection, cut_off, customer, audit_log.COMMAND)
-            drafts = [each.body for each in _computed(connection, stored)]
-            _undo({"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts})
-    except _Undo as undone:
-        return undone.document
-
-
-def _undo(document: Document) -> NoReturn:
-    raise _Undo(document)
+    """Work out what a run would draft, and what would wait; store nothing."""
+    with pending.undone(server) as connection:
+        stored = _start(server, connection, cut_off, customer, audit_log.COMMAND)
+        drafts = [each.body for each in _computed(connection, stored)]
+        waits = pending.read(connection, stored.limits, run_store.customers_in(connection, stored.scope))
+        return {"number": None, "cut_off": stored.cut_off, "dry_run": True, "drafts": drafts, "pending": waits}
 
 
 def _computed(connection: Connection, stored: StoredRun) -> Iterator[Computed]:
@@ -151,6 +145,7 @@ def _work(server: Server, number: int, watch: Watch) -> list[Document]:
         with write(server) as connection:
             run_store.finish_run(connection, number)
             outbox.announce(server, connection, "billing_run.finished", str(number), {"run": number})
+            breaking.book(server, connection, stored)
     return failed
 
 
@@ -279,10 +274,13 @@ def show(server: Server, invoice_id: str) -> Document:
 
 
 def show_run(server: Server, number: int) -> Document:
-    """Show one run, and the invoices that it drafted."""
+    """Show one run, the invoices that it drafted, and what waited at it because a line is disputed."""
     with read(server) as connection:
         stored = find_run(connection, number)
-        return {**stored.to_document(), "invoices": store.invoice_ids(connection, number)}
+        invoices = store.invoice_ids(connection, number)
+        disputes = dispute_store.who_disputes(connection, run_store.customers_in(connection, stored.scope), number)
+    waits = pending.of_run(server, stored) if disputes else []
+    return {**stored.to_document(), "invoices": invoices, "pending": waits}
 
 
 def show_evidence(server: Server, invoice_id: str) -> tuple[str, bytes]:
@@ -307,7 +305,8 @@ def explain(server: Server, invoice_id: str, place: int) -> list[str]:
         ServiceError: `not_found`; `state_conflict` for a draft, which has no evidence yet.
     """
     _, data = show_evidence(server, invoice_id)
-    return explaining.explain(audit.recompute(evidence_files.read_zip(data)), place)
+    result = audit.recompute(evidence_files.read_zip(data))
+    return explaining.explain(result, place, terminal.local_times(result.invoice))
 
 
 def page(server: Server, asked: Page, customer: str | None = None, *, kind: str | None = None) -> Document:

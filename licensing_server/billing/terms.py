@@ -1,6 +1,7 @@
 """What a customer is billed by: its licenses' timelines, prices and periods, from the database to the core."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
@@ -9,13 +10,14 @@ from licensing_server.billing import store
 from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import store as customers
 from licensing_server.database import pieces
-from licensing_server.licenses import periods, spans
+from licensing_server.licenses import correction_store, periods, spans
 from licensing_server.licenses.periods import Bounds, Schedule
 from licensing_server.licenses.store import license_versions, licenses
 from licensing_server.usage import rollups
 from meterkit import plans
 from meterkit.attribution import Period, Run
 from meterkit.errors import ServiceError
+from meterkit.lines import Key
 from meterkit.plans import Plan
 from meterkit.terms import Terms, Version
 
@@ -43,13 +45,8 @@ def read_all(connection: sa.Connection, zones: Mapping[str, ZoneInfo], run: Run)
     terms: dict[str, list[Terms]] = {customer: [] for customer in zones}
     for license_id, row in found.rows.items():
         if found.versions[license_id]:
-            known = Terms(
-                license_id=license_id,
-                ends_at=row.ends_at,
-                versions=tuple(found.versions[license_id]),
-                periods=tuple(to_core(stored.get(license_id, []))),
-            ).known_at(run)
-            terms[row.customer].append(known)
+            known = found.terms_of(license_id, stored.get(license_id, []))
+            terms[row.customer].append(known.known_at(run))
     return terms
 
 
@@ -96,11 +93,7 @@ class Licenses:
         self.ids = list(self.rows)
         self.versions: dict[str, list[Version]] = {license_id: [] for license_id in self.ids}
         known: dict[tuple[str, int], Plan] = {}
-        table = license_versions.c
-        timeline = sa.select(license_versions).order_by(table.license, table.starts_at)
-        for row in [
-            row for some in pieces(self.ids) for row in connection.execute(timeline.where(table.license.in_(some)))
-        ]:
+        for row, correction in self._timelines(connection):
             name = (row.plan, row.version)
             if name not in known:
                 known[name] = read_plan(connection, *name)
@@ -111,8 +104,29 @@ class Licenses:
                     starts_at=row.starts_at,
                     plan=known[name],
                     since_run=row.since_run,
+                    correction=correction,
                 )
             )
+
+    def _timelines(self, connection: sa.Connection) -> list[tuple[Any, str | None]]:
+        """The versions of the licenses in the order of time, and after them their corrections."""
+        table = license_versions.c
+        timeline = sa.select(license_versions).order_by(table.license, table.starts_at)
+        found = [
+            (row, None)
+            for some in pieces(self.ids)
+            for row in connection.execute(timeline.where(table.license.in_(some)))
+        ]
+        return found + [(row, row.id) for row in correction_store.read(connection, self.ids)]
+
+    def terms_of(self, license_id: str, stored: Iterable[tuple[str, Bounds]] = ()) -> Terms:
+        """The terms of one license, whatever run knows them, with the periods that are stored."""
+        return Terms(
+            license_id=license_id,
+            ends_at=self.rows[license_id].ends_at,
+            versions=tuple(self.versions[license_id]),
+            periods=tuple(to_core(stored)),
+        )
 
     def schedules(self, zones: Mapping[str, ZoneInfo]) -> Iterable[Schedule]:
         """What each license's periods are counted from."""
@@ -126,8 +140,14 @@ class Licenses:
                     starts_at=row.starts_at,
                     ends_at=row.ends_at,
                     intervals=frozenset().union(*(version.plan.intervals for version in versions)),
-                    changes_at=tuple(version.starts_at for version in versions[1:]),
+                    changes_at=tuple({each.starts_at for each in versions if each.starts_at > row.starts_at}),
                 )
+
+
+def counts(connection: sa.Connection, customer: str, key: Key) -> bool:
+    """Tell whether a key's version is the one by which its license is billed for its period, as known now."""
+    held = Licenses(connection, [customer]).terms_of(key.license_id).version_at(key.start_at)
+    return (held.plan_id, held.number) == (key.plan_id, key.version)
 
 
 def read_plan(connection: sa.Connection, plan_id: str, version: int) -> Plan:

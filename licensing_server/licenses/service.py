@@ -10,7 +10,7 @@ from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import service as customers
 from licensing_server.database import Connection, read, write
 from licensing_server.idempotency import NO_KEY, Once
-from licensing_server.licenses import periods, spans, store
+from licensing_server.licenses import correction_store, periods, spans, store
 from licensing_server.licenses.periods import Schedule
 from licensing_server.licenses.store import Grant, License
 from licensing_server.pages import Document, Page
@@ -169,6 +169,7 @@ def to_document(connection: Connection, license_: License, now: int) -> Document
         "state": license_.state_at(now),
         "models": models,
         "versions": store.versions(connection, license_.id),
+        "corrections": correction_store.show(connection, license_.id),
     }
 
 

@@ -145,8 +145,8 @@ def resolve(
     as far as it is accepted now. All else is `closed` and changes no units.
 
     Raises:
-        ServiceError: `not_found`, also for a branch; `state_conflict` if it is resolved already, or its records
-            or branches allow this no more.
+        ServiceError: `not_found`, also for a branch; `state_conflict` if it is resolved already, its records or
+            branches allow this no more, or an amount was let off on what a branch to dismiss is billed on.
         InputError: `malformed_members` for an outcome that its kind has not.
     """
     with write(server) as connection:
@@ -156,6 +156,8 @@ def resolve(
             raise ServiceError("state_conflict", "it is resolved already")
         outcome = _outcome(found.kind, resolution)
         effect = _effect(connection, found, outcome, resolution.branch)
+        if effect.sign < 0:
+            server.check_exclusion(connection, [each for each in effect.records if _is_billed(each)])
         _lock_licenses(connection, device.license, effect.records)
         _apply(connection, outcome, effect)
         closed = {
@@ -222,6 +224,11 @@ def _dismissal(connection: Connection, found: Any, branch: str) -> _Effect:
         since_run=number_to_come(connection, "billing_run"),
         branch={"branch_seq": tips[branch].seq, "branch_head": branch, "acceptance": acceptance},
     )
+
+
+def _is_billed(record: Any) -> bool:
+    """Whether a record that is to leave the sums has units in them that are billed."""
+    return bool(record.is_counted) and record.counted_units > 0
 
 
 def _is_repeated(connection: Connection, device: str, replay: Replay, own: frozenset[Name]) -> bool:

@@ -3,14 +3,18 @@
 import json
 
 import pytest
+from account_ways import APRIL
 from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
 from fastapi.testclient import TestClient
 from fleet import Api
+from tampering import read_part, tampered
 
 from licensing_server.app import create_app
-from licensing_server.billing import changing
+from licensing_server.billing import changing, disputing, service
 from licensing_server.licenses import service as licenses
+from meterkit import audit, evidence
 from meterkit.errors import ServiceError
+from meterkit.evidence import Bundle
 
 
 @pytest.fixture
@@ -97,6 +101,17 @@ def test_a_version_decided_between_two_runs_counts_from_its_start_and_every_invo
     assert settle(biller, at("2026-01-04"))[0][3] == "18.00"
 
 
+def test_it_never_starts_before_what_a_run_has_billed_though_the_clock_was_set_back(biller):
+    license_id = biller.grant(plan=biller.plan_of(biller.calls("1")))
+    new = biller.plan_of(biller.calls("2"))
+    biller.clock.now = FEBRUARY + DAY
+    biller.run()
+    biller.clock.now = FEBRUARY - DAY
+    assert refused(biller, license_id, new) == "state_conflict"
+    biller.clock.now = FEBRUARY + DAY
+    changing.change_plan(biller.server, license_id, plan=new)
+
+
 def test_bounds_once_billed_stay(biller):
     license_id = biller.grant(plan=biller.plan_of(biller.fee("31", due="advance")))
     new = biller.plan_of(biller.fee("62", due="advance"))
@@ -141,6 +156,52 @@ def test_a_license_that_ends_before_its_new_version_starts_owes_nothing_by_it(bi
     (fee,) = settle(biller, FEBRUARY)
     assert fee[0] == "fee"
     assert fee[1] == JANUARY
+
+
+@pytest.fixture
+def let_off(biller) -> Bundle:
+    """The evidence of an invoice with a concession on a version that the first run did not know."""
+    license_id = biller.grant(plan=biller.plan_of(biller.calls("1")))
+    device = biller.device(license_id)
+    biller.use(device, 2, at("2026-01-10"))
+    settle(biller, FEBRUARY)
+    changing.change_plan(biller.server, license_id, plan=biller.plan_of(biller.calls("3")))
+    biller.use(device, 5, at("2026-03-10"))
+    biller.clock.now = APRIL
+    (draft,) = biller.run()
+    biller.finalize(draft["id"])
+    disputing.concede(biller.server, draft["id"], line=1, amount="4", note="for the outage")
+    assert settle(biller, APRIL + DAY) == [("calls", MARCH, "1", "-4.00")]
+    _, data = service.show_evidence(biller.server, biller.run()[0]["id"])
+    return evidence.read_zip(data)
+
+
+def test_what_is_let_off_on_a_second_version_is_proved(let_off):
+    (concession,) = read_part(let_off, evidence.ACCOUNT)["concessions"]
+    versions = read_part(let_off, evidence.LICENSES)[0]["versions"]
+    assert [version["since_run"] for version in versions] == [0, 2]
+    assert (concession["key"]["plan_id"], concession["since_run"]) == (versions[1]["plan"], 3)
+    assert audit.recompute(let_off).findings == ()
+
+
+@pytest.mark.parametrize("wrong", [{"since_run": 1}, {"version": 2}])
+def test_none_is_let_off_on_a_version_that_nobody_knew_then(biller, let_off, wrong):
+    def change(account):
+        concession = account["concessions"][0]
+        concession.update({name: wrong.get(name, value) for name, value in concession.items()})
+        concession["key"].update({name: wrong.get(name, value) for name, value in concession["key"].items()})
+
+    (finding,) = tampered(biller.server, let_off, evidence.ACCOUNT, change).findings
+    assert finding.place == evidence.ACCOUNT
+    assert "held no such version" in finding.what
+
+
+@pytest.mark.parametrize("since_run", [2, 4])
+def test_nor_is_it_said_to_be_known_to_another_run(biller, let_off, since_run):
+    def change(account):
+        account["concessions"][0]["since_run"] = since_run
+
+    assert not tampered(biller.server, let_off, evidence.ACCOUNT, change).holds
 
 
 def test_pools_count_by_one_interval_for_a_licenses_whole_life(biller):

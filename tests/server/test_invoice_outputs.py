@@ -22,6 +22,7 @@ from licensing_server.app import create_app
 from licensing_server.billing import disputing, outputs, settling
 from licensing_server.billing.rendering import focus, html, pdf, sheets
 from meterkit import evidence
+from meterkit.terminal import local_times
 
 HEBREW = "\u05d7\u05d1\u05e8\u05d4"
 ARABIC = "\u0634\u0631\u0643\u0629"
@@ -82,11 +83,11 @@ def document(*lines: dict, **changed) -> dict:
 
 
 def drawn(invoice: dict) -> bytes:
-    return pdf.draw(sheets.lay_out(invoice, seller="Vendor"))
+    return pdf.draw(sheets.lay_out(invoice, seller="Vendor", times=local_times(invoice)))
 
 
 def written(invoice: dict) -> str:
-    return html.write(sheets.lay_out(invoice, seller="Vendor")).decode()
+    return html.write(sheets.lay_out(invoice, seller="Vendor", times=local_times(invoice))).decode()
 
 
 def texts(data: bytes) -> list[str]:
@@ -131,8 +132,8 @@ def test_a_pdf_holds_every_line_total_period_and_the_digest_in_text_and_as_a_cod
     for each in final["lines"]:
         assert each["description"] in text
         assert f"{each['amount']} EUR" in text
-    assert "period 2025-12-31 23:00 – 2026-01-31 23:00 UTC" in text
-    assert "billed 2026-01-31 23:00 UTC" in text
+    assert "period 2026-01-01 00:00 – 2026-02-01 00:00" in text
+    assert "billed 2026-02-01 00:00" in text
     assert f"Total {final['total']} EUR" in flat(text)
     for known in ("Invoice INV-000001", "page 1 of 1", biller.customer, final["customer_name"], final["evidence"]):
         assert known in text
@@ -352,7 +353,7 @@ def test_no_member_of_an_invoice_is_left_out_unthought_of():
     drawn_or_meant = {
         *("v", "id", "number", "customer", "customer_name", "currency", "run", "finalized_at", "lines", "beside"),
         *("total_minor", "total", "evidence", "kind", "taxes", "credits", "balance_minor", "due_minor", "due"),
-        "replaces",
+        *("replaces", "time_zone"),
     }
     assert set(evidence.INVOICE_MEMBERS._shapes) == drawn_or_meant
 

@@ -10,7 +10,7 @@ from billing_fleet import DAY, Biller
 
 from licensing_server.accounts import journal
 from licensing_server.accounts import store as accounts
-from licensing_server.billing import account_store, service
+from licensing_server.billing import account_store, conserving, service
 from licensing_server.billing.store import invoice_lines, invoices
 from licensing_server.database import read
 from meterkit.canonical import from_bytes
@@ -92,6 +92,7 @@ class Life:
         self._check_journal(standing)
         self._check_credits(standing)
         self._check_lines(standing)
+        assert conserving.show(self.server)["holds"]
 
     def _check_frozen(self, final: list[Any]) -> None:
         found = {row.id: (row.body, row.evidence) for row in final}
@@ -116,16 +117,19 @@ class Life:
         paid = sum(row.amount_minor for row in self.rows(account_store.payments))
         back = sum(row.amount_minor for row in self.rows(accounts.refunds))
         bought = sum(row.amount_minor for row in self.rows(accounts.credits))
+        broken = sum(self.broken().values())
         expected = {
             "receivable": lines + taxes - used - taken - paid,
             "revenue": -lines,
             "tax": -taxes,
-            "prepaid": used - bought,
+            "prepaid": used - bought + broken,
+            "breakage": -broken,
             "balance": taken + back,
             "cash": paid + bought - back,
         }
         assert {name: found.get(name, 0) for name in expected} == expected
         assert found.get("balance", 0) <= 0
+        assert found.get("prepaid", 0) <= 0
         assert found.get("receivable", 0) >= 0
 
     def _check_credits(self, standing: list[Any]) -> None:
@@ -135,6 +139,16 @@ class Life:
                 used[use["credit"]] = used.get(use["credit"], 0) + use["amount_minor"]
         amounts = {row.id: row.amount_minor for row in self.rows(accounts.credits)}
         assert all(0 <= minor <= amounts[name] for name, minor in used.items()), used
+        broken = self.broken()
+        assert all(0 < minor <= amounts[name] - used.get(name, 0) for name, minor in broken.items()), broken
+
+    def broken(self) -> dict[str, int]:
+        """What of each credit is booked as breakage."""
+        found: dict[str, int] = {}
+        for row in self.rows(journal.journal):
+            if (row.kind, row.account) == (journal.BROKEN, journal.PREPAID):
+                found[row.subject] = found.get(row.subject, 0) + row.amount_minor
+        return found
 
     def _check_lines(self, standing: list[Any]) -> None:
         """What stands on each key is what was owed for it when it was billed last."""

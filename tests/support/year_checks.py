@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from licensing_server.accounts import journal
 from licensing_server.accounts import service as accounts
-from licensing_server.billing import service
+from licensing_server.billing import conserving, service
 from licensing_server.database import read
 from licensing_server.usage.store import standing, usage_records
 from meterkit import audit, evidence, money
@@ -35,6 +35,8 @@ def check(year: Year) -> Checked:
     for final in year.finals:
         _audit(year, final, found)
     _units(year, found)
+    if not conserving.show(year.server)["holds"]:
+        found.differences.append("conservation of what is billed is broken")
     _journal(year, found)
     return found
 

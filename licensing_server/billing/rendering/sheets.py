@@ -1,11 +1,11 @@
 """What stands on which page of an invoice, whatever it is drawn with. Pure."""
 
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from licensing_server.pages import Document
 from meterkit import money
+from meterkit.local_times import LocalTimes
 
 PAGE_ROWS = 30
 BANNERS = {
@@ -41,21 +41,21 @@ class Sheet:
     made_at: int
 
 
-def lay_out(invoice: Document, *, seller: str) -> Sheet:
+def lay_out(invoice: Document, *, seller: str, times: LocalTimes) -> Sheet:
     """Lay out an invoice, or a draft, as it is shown: one page for 30 rows.
 
-    Instants are UTC, as the document has them: it does not say by which clock its customer lives.
+    Instants are by its customer's clock, whose zone is named once, among the facts.
     """
     draft = invoice["state"] == "draft"
-    rows = [_line(line, invoice["currency"]) for line in invoice["lines"]]
+    rows = [_line(line, invoice["currency"], times) for line in invoice["lines"]]
     rows += _sums(invoice)
-    rows += [_beside(beside) for beside in invoice["beside"]]
+    rows += [_beside(beside, times) for beside in invoice["beside"]]
     return Sheet(
         title="Draft" if draft else f"{_TITLES[invoice['kind']]} {invoice['number']}",
         banner=BANNERS.get(invoice["state"]),
         seller=seller,
         buyer=(invoice["customer_name"], invoice["customer"]),
-        facts=tuple(_facts(invoice)),
+        facts=tuple(_facts(invoice, times)),
         pages=tuple(tuple(rows[at : at + PAGE_ROWS]) for at in range(0, len(rows), PAGE_ROWS)),
         total=_total(invoice),
         digest=invoice["evidence"],
@@ -70,20 +70,16 @@ def _total(invoice: Document) -> tuple[str, str]:
     return "Total", f"{invoice['total']} {invoice['currency']}"
 
 
-def instant(at: int) -> str:
-    """Write an instant, to the minute; to the second where it lies within one."""
-    return dt.datetime.fromtimestamp(at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M" + (":%S" if at % 60 else ""))
-
-
-def period(start_at: int, end_at: int) -> str:
+def _period(start_at: int, end_at: int, times: LocalTimes) -> str:
     """Write a half-open period."""
-    return f"{instant(start_at)} – {instant(end_at)} UTC"
+    return f"{times.minute(start_at)} – {times.minute(end_at)}"
 
 
-def _facts(invoice: Document) -> Iterator[tuple[str, str]]:
+def _facts(invoice: Document, times: LocalTimes) -> Iterator[tuple[str, str]]:
     if invoice["finalized_at"] is not None:
-        yield "Date", f"{instant(invoice['finalized_at'])} UTC"
-    yield "Billed up to", f"{instant(invoice['run']['cut_off'])} UTC"
+        yield "Date", times.minute(invoice["finalized_at"])
+    yield "Billed up to", times.minute(invoice["run"]["cut_off"])
+    yield "Time zone", times.name
     yield "Billing run", str(invoice["run"]["number"])
     yield "Currency", invoice["currency"]
     yield "Reference", invoice["id"]
@@ -91,26 +87,26 @@ def _facts(invoice: Document) -> Iterator[tuple[str, str]]:
         yield "Replaces", ", ".join(invoice["replaces"])
 
 
-def _line(line: Document, currency: str) -> Row:
+def _line(line: Document, currency: str, times: LocalTimes) -> Row:
     return Row(
         text=line["description"],
-        detail=" · ".join(_details(line, currency)),
+        detail=" · ".join(_details(line, currency, times)),
         quantity=str(line["quantity"]),
         amount=f"{line['amount']} {currency}",
     )
 
 
-def _details(line: Document, currency: str) -> Iterator[str]:
+def _details(line: Document, currency: str, times: LocalTimes) -> Iterator[str]:
     if line["kind"] == "estimated":
         yield "ESTIMATED"
     for each in line.get("carried", ()):
-        yield f"{each['quantity']} used in {period(each['service_start_at'], each['service_end_at'])}"
+        yield f"{each['quantity']} used in {_period(each['service_start_at'], each['service_end_at'], times)}"
     if "lowers" in line:
         yield f"lowers {line['lowers']}"
     if line["late"]:
         yield "LATE"
-    yield f"period {period(line['service_start_at'], line['service_end_at'])}"
-    yield f"billed {instant(line['invoice_at'])} UTC"
+    yield f"period {_period(line['service_start_at'], line['service_end_at'], times)}"
+    yield f"billed {times.minute(line['invoice_at'])}"
     if line["quantity_before"] or line["billed_before_minor"]:
         owed, before = (money.to_text(line[name], currency) for name in ("owed_minor", "billed_before_minor"))
         yield f"{owed} owed − {before} billed before for {line['quantity_before']}"
@@ -140,10 +136,10 @@ def _sums(invoice: Document) -> Iterator[Row]:
         yield row(text, "of credit notes", -invoice["balance_minor"])
 
 
-def _beside(beside: Document) -> Row:
+def _beside(beside: Document, times: LocalTimes) -> Row:
     """Units that are in no sum. They are not added up here: they are not of one kind."""
     counts = {name: beside.get(name, 0) for name in _BESIDE}
-    used = period(beside["service_start_at"], beside["service_end_at"])
+    used = _period(beside["service_start_at"], beside["service_end_at"], times)
     return Row(
         text=f"Not charged: {beside['model']}, per {beside['unit']}",
         detail=f"period {used} · {beside['license']}",
