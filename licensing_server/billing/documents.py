@@ -6,18 +6,27 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.billing import account_store, dispute_store, lateness, run_store, store, sums
+from licensing_server.billing import (
+    account_store,
+    dispute_store,
+    estimating,
+    lateness,
+    run_store,
+    store,
+    sums,
+)
 from licensing_server.billing import evidence as gathering
 from licensing_server.billing import terms as customer_terms
 from licensing_server.billing.store import Invoice
 from licensing_server.customers.store import Customer
 from licensing_server.pages import Document
 from licensing_server.server import Server
-from meterkit import envelopes, evidence, invoices
+from meterkit import envelopes, estimates, evidence, invoices
 from meterkit.accounts import Account, History
 from meterkit.attribution import Run, Slot, Usage
 from meterkit.canonical import to_bytes
 from meterkit.documents import Bills, Settled, members, settle
+from meterkit.estimates import Estimates
 from meterkit.lateness import closed_by, deadlines
 from meterkit.lines import Beside, Billed, Key, Line, of_license
 from meterkit.terms import Terms
@@ -57,15 +66,64 @@ def _compute_all(
     connection: sa.Connection, customers: Iterable[Customer], run: Run, *, cited: bool
 ) -> dict[str, list[Computed]]:
     terms = customer_terms.read_all(connection, {each.id: each.zone for each in customers}, run)
+    runs = run_store.runs_of_all(connection, terms, run.number)
+    licensed = _licensed(connection, terms, runs, run, cited=cited)
+    decided = account_store.with_account(connection, terms)
+    return {
+        customer: _Customer(connection, customer, runs[customer], customer in decided).compute(licensed[customer])
+        for customer in terms
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Licensed:
+    """What is known of one license at a run: which of its periods are closed, and what was used, is missing, was
+    billed.
+    """
+
+    terms: Terms
+    closed: Mapping[Slot, Run]
+    usage: Usage
+    estimated: Estimates
+    billed: Mapping[Key, Billed]
+
+
+def _licensed(
+    connection: sa.Connection,
+    terms: Mapping[str, list[Terms]],
+    runs: Mapping[str, list[Run]],
+    run: Run,
+    *,
+    cited: bool,
+) -> dict[str, list[_Licensed]]:
+    """Read what is known of customers' licenses, for all of them at once."""
     every = [each for own in terms.values() for each in own]
     usage = sums.read(connection, run, every, cited=cited)
     billed: dict[str, dict[Key, Billed]] = {}
     for key, before in store.read_billed(connection, [each.license_id for each in every], run.number).items():
         billed.setdefault(key.license_id, {})[key] = before
-    runs = run_store.runs_of_all(connection, terms, run.number)
-    decided = account_store.with_account(connection, terms)
+    fleets = lateness.fleets(connection, every, run)
+    closed = {
+        each.license_id: closed_by(each, runs[customer], fleets.get(each.license_id, ()))
+        for customer, own in terms.items()
+        for each in own
+    }
+    gaps = {
+        each.license_id: estimates.gaps(each, closed[each.license_id], run, fleets.get(each.license_id, ()))
+        for each in every
+    }
+    estimated = estimating.read(connection, run, every, gaps)
     return {
-        customer: _Customer(connection, customer, runs[customer], customer in decided).compute(own, usage, billed)
+        customer: [
+            _Licensed(
+                terms=each,
+                closed=closed[each.license_id],
+                usage=usage.get(each.license_id, Usage()),
+                estimated=estimated.get(each.license_id, {}),
+                billed=billed.get(each.license_id, {}),
+            )
+            for each in own
+        ]
         for customer, own in terms.items()
     }
 
@@ -79,24 +137,22 @@ class _Customer:
     runs: Sequence[Run]
     has_account: bool
 
-    def compute(
-        self, terms: list[Terms], usage: Mapping[str, Usage], billed: Mapping[str, Mapping[Key, Billed]]
-    ) -> list[Computed]:
+    def compute(self, licensed: list[_Licensed]) -> list[Computed]:
         """Bill its licenses, and make a document in each currency that has lines."""
         run = self.runs[-1]
         decided = dispute_store.read_decided(self.connection, self.id) if self.has_account else Account()
         conceded, disputed = decided.conceded(run), decided.disputed(run)
         lines: dict[str, list[Line]] = {}
         beside: list[Beside] = []
-        for each in terms:
-            closed = closed_by(each, self.runs, lateness.fleet(self.connection, each, run))
+        for each in licensed:
             made = invoices.bill(
-                each,
-                self._in_time(each, usage.get(each.license_id, Usage()), closed),
-                billed.get(each.license_id, {}),
+                each.terms,
+                self._in_time(each),
+                each.billed,
                 self.runs,
-                closed=closed,
-                conceded=of_license(conceded, each.license_id),
+                closed=each.closed,
+                estimated=each.estimated,
+                conceded=of_license(conceded, each.terms.license_id),
                 disputed=disputed,
             )
             beside += made.beside
@@ -105,16 +161,17 @@ class _Customer:
         found = []
         for currency in sorted(lines):
             own = tuple(sorted(lines[currency], key=lambda line: line.key))
-            found.append(self._settled(currency, Bills(lines=own, beside=tuple(sorted(beside))), terms))
+            bills = Bills(lines=own, beside=tuple(sorted(beside)))
+            found.append(self._settled(currency, bills, [each.terms for each in licensed]))
         return found
 
-    def _in_time(self, terms: Terms, usage: Usage, closed: Mapping[Slot, Run]) -> Usage:
+    def _in_time(self, each: _Licensed) -> Usage:
         """The usage by the contract's own deadlines, where it has any."""
         run = self.runs[-1]
-        late = deadlines(terms, closed, run)
+        late = deadlines(each.terms, each.closed, run)
         if not late:
-            return usage
-        return replace(usage, measured=lateness.measure(self.connection, terms, run, late))
+            return each.usage
+        return replace(each.usage, measured=lateness.measure(self.connection, each.terms, run, late))
 
     def _settled(self, currency: str, bills: Bills, terms: list[Terms]) -> Computed:
         run, account, history = self.runs[-1], Account(), History()
