@@ -66,7 +66,7 @@ def bill(
     run = runs[-1]
     closed = closed_by(terms, runs, ()) if closed is None else closed
     owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run, closed)]
-    owed += _estimates(owed, estimated, run, closed)
+    owed += _estimates(owed, estimated, run)
     owed += _commitments(terms, owed, run, closed)
     lines = [_line(terms, each, billed, run, closed) for each in owed]
     lines += [_concession(terms, key, amount, billed) for key, amount in conceded.items()]
@@ -124,14 +124,12 @@ def _measured(charge: UsageCharge, version: Version, period: Period, usage: Usag
     )
 
 
-def _estimates(owed: list[_Owed], estimated: Estimates, run: Run, closed: Mapping[Slot, Run]) -> list[_Owed]:
-    """What is owed for what is missing of measured charges, where their contract estimates it at the close."""
+def _estimates(owed: list[_Owed], estimated: Estimates, run: Run) -> list[_Owed]:
+    """What is owed for what is missing of measured charges, where their contract has it estimated."""
     return [
         _estimated(each.charge, each, estimated.get((each.period.slot, each.charge.meter), ()), run)
         for each in owed
-        if isinstance(each.charge, UsageCharge)
-        and each.version.plan.close.policy == "estimate"
-        and each.period.slot in closed
+        if isinstance(each.charge, UsageCharge) and each.version.plan.close.policy == "estimate"
     ]
 
 

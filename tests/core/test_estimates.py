@@ -144,6 +144,13 @@ def test_all_that_is_missing_of_a_device_is_at_most_its_exposure():
     ]
 
 
+def test_a_period_of_which_nothing_is_covered_is_missing_whole_and_no_more():
+    """10 a day: 20 days of the second period, 30 of the third."""
+    runs = [FIRST, SECOND, run(100, number=3, acceptance_max=2)]
+    bills = bill(terms(plan(), count=3), USED, runs, [AWAY])
+    assert [kinds(each).get("estimated@60") for each in bills] == [None, None, 30_000]
+
+
 def test_the_last_covered_period_is_the_basis_however_little_was_used_in_it():
     """600 in the first period, 30 in the second, nothing known of the third: 30."""
     used = [record(600, day=1), record(30, day=35, seq=2)]
@@ -165,6 +172,17 @@ def test_a_period_before_a_device_had_a_token_is_none_that_it_covered():
     assert kinds(bill(terms(plan(), count=3), used, runs, fleet)[1]) == {"estimated@60": 3_100}
     gone = [device((1, 40), since=40)]  # nor does one that has covered nothing take the first for its basis
     assert kinds(bill(terms(plan(), count=3), [], runs, gone)[1]) == {}
+
+
+def test_a_period_in_which_it_had_no_token_is_no_basis_though_it_reported_since():
+    """300 in the first period, no token in the second, and silent from the first day of the third on: 29 × 10."""
+    spans = [
+        TokenSpan(license_id=bt.LICENSE, device="dev_a", iat=day * DAY, nbf=day * DAY, exp=(day + 30) * DAY)
+        for day in (0, 60)
+    ]
+    fleet = [device((1, 61), tokens=tuple(spans))]
+    made = bill(terms(plan(), count=3), USED[:1], [run(40), run(100, number=2)], fleet)[1]
+    assert kinds(made) == {"estimated@60": 29_000}
 
 
 def test_when_the_device_reports_its_estimate_becomes_0_and_the_rule_does_the_rest():
@@ -228,6 +246,8 @@ def test_a_period_closes_as_by_coverage_and_only_then_is_estimated():
 def test_other_contracts_estimate_nothing(close):
     bills = bill(terms(plan(close=close), count=2), USED, [FIRST, SECOND], [AWAY])
     assert {line.key.kind for each in bills for line in each.lines} == {"measured"}
+    closed = closed_by(terms(plan(close=close), count=2), [SECOND], [AWAY])
+    assert estimates.gaps(terms(plan(close=close), count=2), closed, SECOND, [AWAY]) == ()
 
 
 def test_a_commitment_counts_what_is_estimated_of_its_charges():
@@ -303,6 +323,16 @@ def test_what_a_run_does_not_know_changes_no_estimate_of_its():
     ]
     first = bill(terms(plan(), count=2), USED, [FIRST, SECOND], [AWAY])
     assert bill(terms(plan(), count=2), later, [FIRST, SECOND], fleet) == first
+
+
+def test_who_is_given_a_token_for_a_period_after_a_run_need_not_have_reported_for_it():
+    spans = [
+        TokenSpan(license_id=bt.LICENSE, device="dev_a", iat=iat * DAY, nbf=nbf * DAY, exp=(nbf + 30) * DAY)
+        for iat, nbf in ((0, 0), (70, 30))
+    ]
+    runs = [FIRST, SECOND, run(71, number=3, acceptance_max=2)]
+    bills = bill(terms(plan(), count=2), USED, runs, [dataclasses.replace(AWAY, tokens=tuple(spans))])
+    assert [kinds(each).get("estimated@30") for each in bills] == [None, None, 20_000]
 
 
 # -- the most that a device can still report
