@@ -74,6 +74,8 @@ def gaps(terms: Terms, closed: Mapping[Slot, Run], run: Run, fleet: Iterable[Rep
 
     A device that has covered no period yet has no basis: nothing of it is estimated.
     """
+    if all(version.plan.close.policy != "estimate" for version in terms.versions):
+        return ()
     asked = [(period, _meters(terms, period)) for period in terms.periods if period.slot in closed]
     asked = [(period, meters) for period, meters in asked if meters]
     found = []

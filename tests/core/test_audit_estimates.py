@@ -44,19 +44,19 @@ def shown(result: audit.AuditResult) -> list[tuple]:
 def test_the_amounts_are_those_worked_out_by_hand(bundles):
     """The second month: crane is missing for 19 of its 30 days, barge for 29.
 
-    crane: 90 × 19 ÷ 30 is 57, and of its 150 units 103 are accepted: 47. barge: 61 × 29 ÷ 30 is 58.97: 58.
-    37 units are measured: 3.70. With 105 estimated ones they are 142: 10.00 + 2.10, so the estimate is 8.40.
+    crane: 90 × 19 ÷ 30 is 57, and of its 150 units 107 are accepted, 4 of them unsettled: 43. barge: 61 × 29 ÷ 30
+    is 58.97: 58. 37 units are measured: 3.70. With 101 estimated ones they are 138: 11.90. The estimate: 8.20.
     Then crane comes with 20 more: 5.70; and barge is lost: nothing is estimated any more.
     """
     first, second, third = (audit.recompute(bundle, {FINGERPRINT}) for bundle in bundles)
     assert (first.findings, second.findings, third.findings) == ((), (), ())
     assert shown(first) == [("measured", 181, 1405)]
-    assert shown(second) == [("estimated", 105, 840), ("measured", 37, 370)]
-    assert shown(third) == [("estimated", 0, -840), ("measured", 57, 200)]
+    assert shown(second) == [("estimated", 101, 820), ("measured", 37, 370)]
+    assert shown(third) == [("estimated", 0, -820), ("measured", 57, 200)]
     told = second.lines[0].stated
     assert told["on_top_of"] == 37
     found = {each["quantity"]: (each["seconds"] // DAY_S, each["quantity_max"]) for each in told["estimates"]}
-    assert found == {47: (19, 47), 58: (29, 89)}
+    assert found == {43: (19, 43), 58: (29, 89)}
 
 
 def test_an_audit_says_what_it_cannot_prove_of_an_estimate(bundles):
@@ -120,7 +120,7 @@ def test_a_declaration_that_is_added_or_left_out_is_found(bundles):
     assert any(each.what == "quantity: it says 0, the evidence gives 58" for each in without.findings)
     early = {**value_of(second, "decisions.json"), "declared": [{**lost, "since_run": 2}]}
     found = audit.recompute(forge(second, {"decisions.json": to_bytes(early)})).findings
-    assert any(each.what == "quantity: it says 105, the evidence gives 47" for each in found)
+    assert any(each.what == "quantity: it says 101, the evidence gives 43" for each in found)
 
 
 def test_an_estimated_line_is_told_in_words(bundles):
@@ -131,15 +131,15 @@ def test_an_estimated_line_is_told_in_words(bundles):
         if each["seconds"] == 19 * DAY_S
     )
     assert "Line 1 of INV-000002: calls: detector, per call, estimated" in told
-    assert "105 ESTIMATED units of detector, per call: no device has signed them" in told
-    assert f"  47 for {crane['device']}, which has not reported on 1641600 s of the period" in told
+    assert "101 ESTIMATED units of detector, per call: no device has signed them" in told
+    assert f"  43 for {crane['device']}, which has not reported on 1641600 s of the period" in told
     assert "    it used 90 in " in told
-    assert "    no more than the 47 that its tokens still allowed it" in told
+    assert "    no more than the 43 that its tokens still allowed it" in told
     assert told.count("no more than") == 1
     assert "For 37 units, the measured ones, that is 3.7 EUR, rounded 3.70 EUR." in told
-    assert "For 142 units, measured and estimated, that is 12.1 EUR, rounded 12.10 EUR." in told
-    assert "The estimate adds 8.40 EUR." in told
-    assert told.endswith("This line bills 8.40 EUR.")
+    assert "For 138 units, measured and estimated, that is 11.9 EUR, rounded 11.90 EUR." in told
+    assert "The estimate adds 8.20 EUR." in told
+    assert told.endswith("This line bills 8.20 EUR.")
     told = explaining.explain(audit.recompute(bundles[2]), 1)
-    assert "Billed before: 8.40 EUR, for 105 units." in told
-    assert told[-1] == "This line bills -8.40 EUR."
+    assert "Billed before: 8.20 EUR, for 101 units." in told
+    assert told[-1] == "This line bills -8.20 EUR."

@@ -6,6 +6,7 @@ import io
 import pytest
 import sqlalchemy as sa
 from billing_fleet import DAY, FEBRUARY, MARCH, Biller, at
+from fleet import MODEL
 from lively_fleet import lively
 
 from licensing_server.billing import chains, documents, estimating, outputs, service, sums
@@ -24,6 +25,7 @@ from licensing_server.usage.store import batches
 from meterkit import estimates, exposure
 from meterkit.attribution import Calendar, Run
 from meterkit.canonical import to_bytes
+from meterkit.licenses import Policy
 
 JANUARY_5 = at("2026-01-05")
 CLOSE = {"policy": "estimate", "percent": 50, "days": 20}
@@ -147,6 +149,19 @@ def test_an_estimate_is_at_most_what_its_tokens_still_allow(biller):
     ]
 
 
+def test_what_another_license_allows_a_device_bounds_no_estimate_of_the_first(biller):
+    """It has used 90 of 100 when it moves, and is not heard of any more: under the first license 10 are left."""
+    plan = biller.plan_of(biller.calls("1"), close=CLOSE)
+    device = biller.device(biller.grant(plan=plan, token_units_max=100, token_life_s=60 * DAY))
+    licenses.change_state(biller.server, device.token.license_id, "suspended")  # it gets receipts only
+    report(biller, device, 90, JANUARY_5, FEBRUARY + 3_600)
+    device.activate(biller.code(biller.grant(plan=plan, token_units_max=700)))
+    assert lines(bill_at(biller, MARCH + 20 * DAY)) == [
+        ("measured", at("2026-01-01"), 90, "90.00"),
+        ("estimated", FEBRUARY, 10, "10.00"),
+    ]
+
+
 def bodies(biller, run: Run) -> list[bytes]:
     with write(biller.server) as connection:
         customer = customers.find(connection, biller.customer)
@@ -201,8 +216,13 @@ def test_the_database_knows_exposure_as_the_reference_does(biller, seed):
     steady = biller.device(biller.grant(token_units_max=50))
     report(biller, steady, 7, biller.clock.now, biller.clock.now + DAY)
     steady.install()
+    flagged = biller.device(biller.grant(policy=Policy(limit="flag")))
+    report(biller, flagged, 9, biller.clock.now, biller.clock.now + DAY)
     licenses.change_state(biller.server, steady.token.license_id, "suspended")
     report(biller, steady, 9, biller.clock.now, biller.clock.now + DAY)
+    licenses.change_state(biller.server, steady.token.license_id, "active")
+    biller.clock.advance(DAY)
+    steady.activate(biller.code(steady.token.license_id))  # 50 more, anchored at what is accepted: no run knows it
     seen = set()
     with read(biller.server) as connection:
         named = sorted(connection.execute(sa.select(device_table.c.id)).scalars())
@@ -226,6 +246,8 @@ def test_the_database_knows_exposure_as_the_reference_does(biller, seed):
             }
             seen |= set(expected.values())
     assert {None, 0, 41, 50} <= seen
+    assert found[steady.token.license_id, steady.id, (MODEL, "call")] == 41
+    assert found[flagged.token.license_id, flagged.id, (MODEL, "call")] is None
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -420,7 +420,7 @@ def estimated_story() -> tuple[Bundle, Bundle, Bundle]:
     first = shop.run(36)
     lift.use(24, 40)
     lift.send(61)
-    crane.use(13, 40)
+    crane.use(13, 40, unsettled=4)
     crane.send(41)
     second = shop.run(65)
     crane.use(20, 50)
