@@ -110,7 +110,6 @@ CODES: dict[str, Code] = {
     "license_inactive": Code("service", 403, "This license is suspended or has ended; ask the vendor."),
     "device_revoked": Code("service", 403, "This device has been revoked; ask the vendor."),
     "currency_wrong": Code("service", 422, "The currency does not fit."),
-    "feature_unsupported": Code("service", 422, "This server does not bill this yet."),
     "target_conflict": Code("service", 409, "A target takes raw usage or rated lines, never both."),
     "url_forbidden": Code("service", 422, "This URL leads where the server sends nothing."),
     "target_unavailable": Code("service", 503, "This target cannot be used; see its settings."),

@@ -73,10 +73,19 @@ _RUN = shapes.Members(number=shapes.integer(1), cut_off=shapes.TIME, acceptance_
 _CITED = shapes.Members(
     device=shapes.DEVICE, epoch=shapes.EPOCH, head=shapes.HASH, first=shapes.integer(1), last=shapes.integer(1)
 )
-KINDS = ("recurring", "measured", "commitment", "concession")  # of lines (BILLING §3)
+KINDS = ("recurring", "measured", "estimated", "commitment", "concession")  # of lines (BILLING §3)
 PERCENT = shapes.matching(r"(?:100|[1-9]?[0-9](?:\.[0-9]{1,4})?)", "a percentage of at most 100")
 _TAX = {"name": shapes.text(64), "percent": PERCENT}
 _CARRIED = shapes.Members(service_start_at=shapes.TIME, service_end_at=shapes.TIME, quantity=shapes.UNITS)
+_ESTIMATE = shapes.Members(
+    device=shapes.DEVICE,
+    quantity=shapes.UNITS,
+    seconds=shapes.integer(1),
+    basis_start_at=shapes.TIME,
+    basis_end_at=shapes.TIME,
+    basis_quantity=shapes.UNITS,
+    quantity_max=shapes.optional(shapes.UNITS),
+)
 _LINE_MEMBERS = shapes.Members(
     license=shapes.LICENSE,
     charge=shapes.NAME,
@@ -97,6 +106,8 @@ _LINE_MEMBERS = shapes.Members(
     late=shapes.boolean,
     records=shapes.listed(_CITED, limits.EVIDENCE_PARTS_MAX),
     carried=shapes.listed(_CARRIED, limits.EVIDENCE_PARTS_MAX),
+    estimates=shapes.listed(_ESTIMATE, limits.EVIDENCE_PARTS_MAX),
+    on_top_of=shapes.optional(shapes.UNITS),
     tax=shapes.optional(shapes.Members(**_TAX)),
     lowers=shapes.optional(NUMBER),
 )
@@ -116,7 +127,10 @@ _BESIDE_MEMBERS = shapes.Members(
 
 
 _BESIDE = _with({"dismissed": 0, "repeated": 0, "waived": 0}, _BESIDE_MEMBERS)
-_LINE = _with({"carried": [], "tax": None, "lowers": None}, _LINE_MEMBERS)
+_LINE = _with(
+    {"carried": [], "estimates": [], "on_top_of": None, "tax": None, "lowers": None},
+    _LINE_MEMBERS,
+)
 _TAX_SUM = _with(
     {"lowers": None},
     shapes.Members(**_TAX, base_minor=_MINOR, tax_minor=_MINOR, lowers=shapes.optional(NUMBER)),

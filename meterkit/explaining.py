@@ -50,6 +50,8 @@ def _explained(work: Recomputation, line: Line, title: str, times: LocalTimes) -
         yield f"{_money(-line.owed_minor, line)} were let off by decision, whatever was used."
     elif not _is_by(held, line):
         yield "Nothing is owed by this version for this period any more."
+    elif isinstance(charge, UsageCharge) and key.kind == "estimated":
+        yield from _estimated(charge, line, run, times)
     elif isinstance(charge, UsageCharge):
         own = _own(work, terms, charge, line, run)
         yield from _counted(charge, line, own, times)
@@ -111,6 +113,28 @@ def _counted(charge: UsageCharge, line: Line, own: _Records, times: LocalTimes) 
         began, ended = (times.second(at(each.service_at for each in records)) for at in (min, max))
         yield f"  {_units(records)} by {device}, in {len(records)} records from {began} to {ended}"
         yield f"    numbers {first} to {last} of ledger {epoch}, whose head is {head}"
+
+
+def _estimated(charge: UsageCharge, line: Line, run: Run, times: LocalTimes) -> Iterator[str]:
+    """Device by device, what it is taken to have used; and what that adds to the price of what was measured."""
+    yield f"{line.quantity} ESTIMATED units of {charge.meter[0]}, per {charge.meter[1]}: no device has signed them"
+    for each in line.estimates:
+        basis = _span(each.basis_start_at, each.basis_end_at, times)
+        yield f"  {each.quantity} for {each.device}, which has not reported on {each.seconds} s of the period"
+        yield f"    it used {each.basis_quantity} in {basis}, the last period that it has reported on"
+        if each.quantity == each.quantity_max:
+            yield f"    no more than the {each.quantity_max} that its tokens still allowed it"
+    if line.on_top_of is None:
+        return
+    measured = line.on_top_of
+    told = ((measured, "the measured ones"), (measured + line.quantity, "measured and estimated"))
+    for units, what in told:
+        found = steps(charge.price, units, line.share, minimum=line.key.end_at <= run.cut_off)
+        yield from (f"  {step.text}: {exact(step.amount)}" for step in found)
+        total = sum((step.amount for step in found), Fraction(0))
+        rounded = _money(money.to_minor(total, line.currency), line)
+        yield f"For {units} units, {what}, that is {exact(total)} {line.currency}, rounded {rounded}."
+    yield f"The estimate adds {_money(line.owed_minor, line)}."
 
 
 def _is_cited(record: Record, charge: UsageCharge, line: Line, calendar: Calendar) -> bool:

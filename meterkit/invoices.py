@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
 
 from meterkit import money, pricing
 from meterkit.attribution import Carried, Cited, Measured, Period, Run, Slot, Usage, cite
+from meterkit.estimates import Estimate, Estimates
 from meterkit.lateness import closed_by
 from meterkit.licenses import Meter
 from meterkit.lines import Beside, Bill, Billed, Key, Line
@@ -37,6 +38,11 @@ class _Owed:
     minor: int
     cited: tuple[Cited, ...] = ()
     carried: tuple[Carried, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    on_top_of: int | None = None
+
+
+_NOTHING: Estimates = MappingProxyType({})
 
 
 def bill(
@@ -46,6 +52,7 @@ def bill(
     runs: Sequence[Run],
     *,
     closed: Mapping[Slot, Run] | None = None,
+    estimated: Estimates = _NOTHING,
     conceded: Mapping[Key, int] = MappingProxyType({}),
     disputed: AbstractSet[Key] = frozenset(),
 ) -> Bill:
@@ -53,12 +60,14 @@ def bill(
 
     `usage` holds what that run may know; `billed` the sums of finalized lines of this license; `runs` all
     runs that covered it, in order; `closed` which run first found each period closed (`meterkit.lateness`),
-    by the terms alone if not given; `conceded` what was let off on keys of kind `concession`; a `disputed` key
-    waits. It numbers, stores and rounds nothing but each key's amount.
+    by the terms alone if not given; `estimated` what is taken to be missing in closed periods
+    (`meterkit.estimates`); `conceded` what was let off on keys of kind `concession`; a `disputed` key waits. It
+    numbers, stores and rounds nothing but each key's amount.
     """
     run = runs[-1]
     closed = closed_by(terms, runs, ()) if closed is None else closed
     owed = [each for period in terms.periods for each in _owed_in(terms, period, usage, run, closed)]
+    owed += _estimates(owed, estimated, run)
     owed += _commitments(terms, owed, run, closed)
     lines = [_line(terms, each, billed, run, closed) for each in owed]
     lines += [_concession(terms, key, amount, billed) for key, amount in conceded.items()]
@@ -115,6 +124,31 @@ def _measured(charge: UsageCharge, version: Version, period: Period, usage: Usag
         minor=owed(found.units + found.late - waived),
         cited=found.cited if waived or not found.late else cite(found.cited, found.late_cited),
         carried=found.carried,
+    )
+
+
+def _estimates(owed: list[_Owed], estimated: Estimates, run: Run) -> list[_Owed]:
+    """What is owed for what is missing of measured charges, where their contract has it estimated."""
+    return [
+        _estimated(each.charge, each, estimated.get((each.period.slot, each.charge.meter), ()), run)
+        for each in owed
+        if isinstance(each.charge, UsageCharge) and each.version.plan.close.policy == "estimate"
+    ]
+
+
+def _estimated(charge: UsageCharge, measured: _Owed, estimates: tuple[Estimate, ...], run: Run) -> _Owed:
+    """What estimated units add to what the measured ones owe: they are priced as the units that follow them."""
+    quantity = sum(each.quantity for each in estimates)
+    owed = _rating(charge, measured.period, measured.version.plan, run)
+    return replace(
+        measured,
+        kind="estimated",
+        quantity=quantity,
+        minor=owed(measured.quantity + quantity) - measured.minor,
+        cited=(),
+        carried=(),
+        estimates=estimates,
+        on_top_of=measured.quantity,
     )
 
 
@@ -191,7 +225,7 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, clo
     return Line(
         key=key,
         currency=owed.version.plan.currency,
-        description=_describe(owed.charge),
+        description=_describe(owed.charge, owed.kind),
         share=owed.period.share,
         quantity=owed.quantity,
         quantity_before=before.quantity,
@@ -200,6 +234,8 @@ def _line(terms: Terms, owed: _Owed, billed: Mapping[Key, Billed], run: Run, clo
         late=first.number < run.number,
         cited=owed.cited,
         carried=owed.carried,
+        estimates=owed.estimates,
+        on_top_of=owed.on_top_of,
     )
 
 
@@ -241,10 +277,10 @@ def _gone(terms: Terms, key: Key, before: Billed) -> Line:
     )
 
 
-def _describe(charge: Charge) -> str:
+def _describe(charge: Charge, kind: str) -> str:
     match charge:
         case UsageCharge(meter=(model, unit)):
-            return f"{charge.id}: {model}, per {unit}"
+            return f"{charge.id}: {model}, per {unit}{', estimated' if kind == 'estimated' else ''}"
         case Recurring(per="device"):
             return f"{charge.id}: active devices, per {charge.interval}"
         case Recurring():

@@ -27,25 +27,31 @@ class Reporting:
     `reports` are pairs of the acceptance of a batch, and the instant through which it had reported then.
     """
 
+    device: str = ""
     tokens: tuple[TokenSpan, ...] = ()
     reports: tuple[tuple[int, int], ...] = ()
     declared: tuple[Declared, ...] = ()
 
     def should_report(self, period: Period, run: Run) -> bool:
         """Whether a token of it was valid in the period, and nobody had said that it would not report any more."""
-        if not any(
+        known = [each for each in self.declared if each.since_run <= run.number]
+        return self.is_licensed(period, run) and (not known or known[-1].state == "active")
+
+    def is_licensed(self, period: Period, run: Run) -> bool:
+        """Whether a token of it was valid in the period, without grace, of those that a run knows."""
+        return any(
             token.nbf < period.end_at and token.exp > period.start_at and token.iat < run.cut_off
             for token in self.tokens
-        ):
-            return False
-        known = [each for each in self.declared if each.since_run <= run.number]
-        return not known or known[-1].state == "active"
+        )
 
     def has_reported(self, period: Period, run: Run) -> bool:
         """Whether it has reported beyond the period's end, as a run knows it."""
-        return any(
-            through >= period.end_at for acceptance, through in self.reports if acceptance <= run.acceptance_max
-        )
+        return self.through(run) >= period.end_at
+
+    def through(self, run: Run) -> int:
+        """Through when it has reported, as a run knows it; 0 if it never has."""
+        known = (through for acceptance, through in self.reports if acceptance <= run.acceptance_max)
+        return max(known, default=0)
 
 
 def closed_by(terms: Terms, runs: Sequence[Run], fleet: Iterable[Reporting]) -> dict[Slot, Run]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from meterkit.attribution import Carried, Cited
+from meterkit.estimates import Estimate
 from meterkit.taxes import Tax
 
 _Value = TypeVar("_Value")
@@ -38,7 +39,8 @@ class Billed:
 class Line:
     """One line: what is owed for a key, what was billed before, and the difference.
 
-    `quantity` is all of the key's units as known now. Amounts are minor units of `currency`.
+    `quantity` is all of the key's units as known now. Amounts are minor units of `currency`. An estimated line has
+    its `estimates`, device by device, and how many measured units of its charge and period it is `on_top_of`.
     """
 
     key: Key
@@ -52,6 +54,8 @@ class Line:
     late: bool
     cited: tuple[Cited, ...]
     carried: tuple[Carried, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    on_top_of: int | None = None
     tax: Tax | None = None
     lowers: str | None = None  # the document with the line above zero that this one below zero lowers
 
@@ -81,6 +85,8 @@ class Line:
             "late": self.late,
             "records": [cited.to_claims() for cited in self.cited],
             **({"carried": [each.to_claims() for each in self.carried]} if self.carried else {}),
+            **({"estimates": [each.to_claims() for each in self.estimates]} if self.estimates else {}),
+            **({} if self.on_top_of is None else {"on_top_of": self.on_top_of}),
             **({} if self.tax is None else {"tax": self.tax.to_claims()}),
             **({} if self.lowers is None else {"lowers": self.lowers}),
         }

@@ -70,7 +70,7 @@ class Late:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """When a period closes: so many days after its end, or by coverage."""
+    """When a period closes: so many days after its end, or by coverage, with or without an estimate."""
 
     policy: str  # grace | coverage | estimate
     days: int
@@ -177,8 +177,6 @@ _PLAN = optional_members(
 def read(value: Any) -> Plan:
     """Read a plan from its JSON. What is left out takes the contract's default (BILLING §4).
 
-    It reads every policy of the format; what this version cannot bill yet, `unsupported` names.
-
     Raises:
         InputError: `malformed_price` for a price that cannot be charged, otherwise `malformed_plan`.
     """
@@ -255,10 +253,3 @@ def _check_commitment(commitment: Commitment, by_id: dict[str, Charge], where: s
             raise shapes.refuse(where, f"over names no recurring or usage charge: {name}")
         if named.interval not in _MADE_OF[commitment.interval]:
             raise shapes.refuse(where, f"a {commitment.interval} is not made of whole {named.interval}s")
-
-
-def unsupported(plan: Plan) -> str | None:
-    """Name what this version does not bill yet, or None: periods that close with estimates."""
-    if plan.close.policy == "estimate":
-        return f"close.policy {plan.close.policy}"
-    return None

@@ -109,6 +109,7 @@ class Proven:
                 own.setdefault(span.device, []).append(span)
         return [
             Reporting(
+                device=device,
                 tokens=tuple(tokens),
                 reports=tuple(self.replays[device].reports) if device in self.replays else (),
                 declared=self.declared.get(device, ()),

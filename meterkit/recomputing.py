@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from meterkit import invoices
+from meterkit import estimates, exposure, invoices
 from meterkit.accounts import Account, History
 from meterkit.attribution import Calendar, Record, Run, TokenSpan, gather
 from meterkit.documents import Bills, Settled, as_before_accounts, settle
+from meterkit.estimates import Estimates, Gap
 from meterkit.lateness import closed_by, deadlines
+from meterkit.licenses import Meter
 from meterkit.lines import Beside, Line, billed_before, of_license
 from meterkit.proof import Proven
+from meterkit.replay import Replay
 from meterkit.terms import Terms
 
 
@@ -53,20 +56,34 @@ class Recomputation:
         beside: list[Beside] = []
         for each in (terms.known_at(run) for terms in self.terms):
             name = each.license_id
-            closed = closed_by(each, runs, self.proven.fleet(name))
+            fleet = self.proven.fleet(name)
+            closed = closed_by(each, runs, fleet)
+            gaps = estimates.gaps(each, closed, run, fleet)
             calendar = Calendar(each.periods, each.ends_at)
+            own = records.get(name, ())
             made = invoices.bill(
                 each,
-                gather(calendar, run, records.get(name, ()), spans.get(name, ()), deadlines(each, closed, run)),
+                gather(calendar, run, own, spans.get(name, ()), deadlines(each, closed, run)),
                 of_license(before, name),
                 runs,
                 closed=closed,
+                estimated=self._estimated(name, gaps, estimates.count(gaps, calendar, run, own), run),
                 conceded=of_license(conceded, name),
                 disputed=self.account.disputed(run),
             )
             lines += (line for line in made.lines if line.currency == currency)
             beside += made.beside
         return Bills(lines=tuple(sorted(lines, key=lambda line: line.key)), beside=tuple(sorted(beside)))
+
+    def _estimated(self, license_id: str, gaps: Sequence[Gap], counted: estimates.Counted, run: Run) -> Estimates:
+        """What is estimated of the devices that are missing, at most what their tokens and batches leave open."""
+        exposed: dict[tuple[str, Meter], int | None] = {}
+        for device in {gap.device for gap in gaps}:
+            given = (t for t in self.proven.tokens if (t.device, t.license_id) == (device, license_id))
+            replay = self.proven.replays.get(device, Replay(device))
+            for meter, most in exposure.of_device(given, replay, run).items():
+                exposed[device, meter] = most
+        return estimates.estimate(gaps, counted, exposed)
 
     def _by_license(self, run: Run) -> tuple[dict[str, list[Record]], dict[str, list[TokenSpan]]]:
         records: dict[str, list[Record]] = {}

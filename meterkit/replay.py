@@ -43,7 +43,9 @@ class Replay:
         self.reports: list[tuple[int, int]] = []  # acceptance, and the instant through which it had reported then
         self._nodes: dict[Name, Node] = {}
         self._foundations: dict[Position, Receipt] = {}
-        self._founded: dict[Position, Chain] = {}
+        self._founded: dict[
+            Position, tuple[int, Chain]
+        ] = {}  # and the acceptance that is the first to go on there
 
     def stand_on(self, receipt: Receipt) -> None:
         """Let a chain go on from a receipt where no batch reaches its position: the records before are gone.
@@ -58,13 +60,13 @@ class Replay:
         """Whether a chain does so whose records before have not come after all."""
         return any((at.epoch, at.head) not in self._nodes for at in self._founded)
 
-    def _found(self, batch: Batch) -> Chain | None:
+    def _found(self, batch: Batch, acceptance: int) -> Chain | None:
         receipt = self._foundations.get(batch.start)
         if receipt is None:
             return None
         token = TokenRef(jti="", serial=0, iat=0, license_id=batch.license_id or "")
         chain = Chain(device=self._device, position=batch.start, token=token, totals=receipt.totals)
-        return self._founded.setdefault(batch.start, chain)
+        return self._founded.setdefault(batch.start, (acceptance, chain))[1]
 
     def add(self, batch: Batch, *, acceptance: int, received_at: int) -> None:
         """Follow one accepted batch. Its signature is the caller's to check.
@@ -74,7 +76,7 @@ class Replay:
                 `record_out_of_place`), or does not reach the head that it names.
             InputError: for a record that has not the form of its kind.
         """
-        chain = self._chain_at(batch.start) or self._found(batch)
+        chain = self._chain_at(batch.start) or self._found(batch, acceptance)
         if chain is None:
             raise LedgerError("batch_gap", f"epoch {batch.epoch}, seq {batch.seq_from}")
         for body in batch.bodies:
@@ -89,18 +91,34 @@ class Replay:
         if chain.position != batch.end:
             raise LedgerError("chain_broken", f"epoch {batch.epoch}: not the head that the batch names")
 
-    def _chain_at(self, position: Position) -> Chain | None:
+    def _chain_at(self, position: Position, acceptance_max: int = limits.INTEGER_MAX) -> Chain | None:
         if position.seq == 0 and position.head == ZERO:
             return Chain(device=self._device, position=Position(epoch=position.epoch))
         node = self._nodes.get((position.epoch, position.head))
-        if node is None or node.entry.seq != position.seq:
-            return self._founded.get(position)
-        return node.chain
+        if node is not None and node.entry.seq == position.seq and node.acceptance <= acceptance_max:
+            return node.chain
+        acceptance, chain = self._founded.get(position, (0, None))
+        return chain if acceptance <= acceptance_max else None
 
-    def totals_at(self, position: Position) -> Mapping[Meter, Total] | None:
-        """The totals from the epoch's genesis to a position, or None if no batch reaches it."""
-        chain = self._chain_at(position)
+    def totals_at(
+        self, position: Position, acceptance_max: int = limits.INTEGER_MAX
+    ) -> Mapping[Meter, Total] | None:
+        """The totals from the epoch's genesis to a position, or None if no batch accepted so far reaches it."""
+        chain = self._chain_at(position, acceptance_max)
         return None if chain is None else chain.totals
+
+    def ends(self, epoch: str, acceptance_max: int) -> list[Chain]:
+        """The chains at the ends of an epoch's branches, by what was accepted up to a number."""
+        nodes = self._known_in(epoch, acceptance_max)
+        inner = {node.entry.prev for node in nodes.values()}
+        return [node.chain for own, node in nodes.items() if own not in inner]
+
+    def _known_in(self, epoch: str, acceptance_max: int) -> dict[str, Node]:
+        return {
+            own: node
+            for (own_epoch, own), node in self._nodes.items()
+            if own_epoch == epoch and node.acceptance <= acceptance_max
+        }
 
     def seq_of(self, epoch: str, record_hash: str) -> int | None:
         """The sequence number of a record, or None if no batch brought it."""
@@ -146,11 +164,7 @@ class Replay:
 
         None where the position was not the end of a branch then, or no other branch was known.
         """
-        nodes = {
-            own: node
-            for (epoch, own), node in self._nodes.items()
-            if epoch == tip.epoch and node.acceptance <= acceptance_max
-        }
+        nodes = self._known_in(tip.epoch, acceptance_max)
         ends = nodes.keys() - {node.entry.prev for node in nodes.values()}
         if tip.head not in ends or len(ends) < 2 or nodes[tip.head].entry.seq != tip.seq:
             return None

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 
 import sqlalchemy as sa
 
-from licensing_server.billing import documents, pending, run_store, sums
+from licensing_server.billing import computing, pending, run_store, sums
 from licensing_server.customers import service as customers
 from licensing_server.customers import store as customer_store
 from licensing_server.database import Connection, pieces, total
@@ -81,13 +81,13 @@ def show(server: Server, customer: str | None = None) -> Document:
 def _places(connection: Connection, portion: list[str], run: Run) -> dict[str, dict[Owned, Places]]:
     """Where the units of some customers are."""
     found: dict[str, dict[Owned, Places]] = {}
-    for each in documents.read_all(connection, customer_store.find_all(connection, portion), run):
+    for each in computing.read_all(connection, customer_store.find_all(connection, portion), run):
         disputed = {line.key: line.quantity - line.quantity_before for line in each.pending()}
         own = found.setdefault(each.id, {})
-        for terms, usage in each.usages():
-            billed = each.billed.get(terms.license_id, {})
-            for meter, added in _of_license(terms, invoices.metered(terms, usage, run), billed, disputed):
-                name = (terms.license_id, meter)
+        for held in each.licenses:
+            metered = invoices.metered(held.terms, held.usage, run)
+            for meter, added in _of_license(held.terms, metered, held.billed, disputed):
+                name = (held.terms.license_id, meter)
                 own[name] = own.get(name, Places()).plus(**added)
         for name, accepted in _accepted(connection, [terms.license_id for terms in each.terms], run):
             own[name] = own.get(name, Places()).plus(accepted=accepted)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from licensing_server.billing import chains, sums
 from licensing_server.billing.sums import Ledger
-from licensing_server.database import total
+from licensing_server.database import pieces, total
 from licensing_server.devices import decision_store
 from licensing_server.devices.token_store import tokens
 from licensing_server.licenses.spans import license_spans
@@ -22,39 +22,51 @@ from meterkit.lateness import Declared, Reporting
 from meterkit.licenses import Meter
 from meterkit.terms import Terms
 
+Fleets = dict[str, list[Reporting]]  # by license
 
-def fleet(connection: sa.Connection, terms: Terms, run: Run) -> list[Reporting]:
-    """The devices of a license as coverage sees them; none where no plan closes by coverage."""
-    if all(version.plan.close.percent is None for version in terms.versions):
-        return []
+
+def fleets(connection: sa.Connection, terms: Iterable[Terms], run: Run) -> Fleets:
+    """The devices of the licenses that close by coverage, with or without estimates, as coverage sees them."""
+    ids = [each.license_id for each in terms if any(v.plan.close.percent is not None for v in each.versions)]
+    spans: dict[tuple[str, str], list[TokenSpan]] = {}
+    for some in pieces(ids):
+        for span in _spans(connection, some):
+            spans.setdefault((span.license_id, span.device), []).append(span)
+    devices = {device for _, device in spans}
+    reports = _reports(connection, devices, run)
+    declared = _declared(connection, devices, run)
+    found: Fleets = {license_id: [] for license_id in ids}
+    for (license_id, device), own in spans.items():
+        told, said = tuple(reports.get(device, ())), tuple(declared.get(device, ()))
+        found[license_id].append(Reporting(device=device, tokens=tuple(own), reports=told, declared=said))
+    return found
+
+
+def _spans(connection: sa.Connection, ids: list[str]) -> Iterable[TokenSpan]:
     table = tokens.c
-    chosen = sa.select(table.device, table.iat, table.nbf, table.exp).where(table.license == terms.license_id)
-    spans: dict[str, list[TokenSpan]] = {}
+    chosen = sa.select(table.license, table.device, table.iat, table.nbf, table.exp).where(table.license.in_(ids))
     for row in connection.execute(chosen):
-        own = TokenSpan(license_id=terms.license_id, device=row.device, iat=row.iat, nbf=row.nbf, exp=row.exp)
-        spans.setdefault(row.device, []).append(own)
-    reports = _reports(connection, terms.license_id, run)
-    declared: dict[str, list[Declared]] = {}
-    for each in decision_store.read_declarations(connection, spans, run.number):
-        own_states = declared.setdefault(each["device"], [])
-        own_states.append(Declared(state=each["state"], since_run=each["since_run"]))
-    return [
-        Reporting(
-            tokens=tuple(own), reports=tuple(reports.get(device, ())), declared=tuple(declared.get(device, ()))
-        )
-        for device, own in spans.items()
-    ]
+        yield TokenSpan(license_id=row.license, device=row.device, iat=row.iat, nbf=row.nbf, exp=row.exp)
 
 
-def _reports(connection: sa.Connection, license_id: str, run: Run) -> dict[str, list[tuple[int, int]]]:
+def _reports(connection: sa.Connection, devices: Iterable[str], run: Run) -> dict[str, list[tuple[int, int]]]:
     batch = batches.c
-    given = sa.select(tokens.c.device).where(tokens.c.license == license_id)
-    chosen = sa.select(batch.device, batch.acceptance, batch.through).where(
-        batch.device.in_(given), batch.acceptance <= run.acceptance_max
-    )
     found: dict[str, list[tuple[int, int]]] = {}
-    for row in connection.execute(chosen.order_by(batch.device, batch.acceptance)):
-        found.setdefault(row.device, []).append((row.acceptance, row.through))
+    for some in pieces(devices):
+        chosen = sa.select(batch.device, batch.acceptance, batch.through).where(
+            batch.device.in_(some), batch.acceptance <= run.acceptance_max
+        )
+        for row in connection.execute(chosen.order_by(batch.device, batch.acceptance)):
+            found.setdefault(row.device, []).append((row.acceptance, row.through))
+    return found
+
+
+def _declared(connection: sa.Connection, devices: Iterable[str], run: Run) -> dict[str, list[Declared]]:
+    found: dict[str, list[Declared]] = {}
+    for some in pieces(devices):
+        for each in decision_store.read_declarations(connection, some, run.number):
+            own = found.setdefault(each["device"], [])
+            own.append(Declared(state=each["state"], since_run=each["since_run"]))
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from licensing_server.billing import dispute_store, documents, run_store
+from licensing_server.billing import computing, dispute_store, run_store
 from licensing_server.billing.run_store import RUN_SCOPE, StoredRun
 from licensing_server.customers import store as customer_store
 from licensing_server.database import Connection, next_number, write
@@ -84,7 +84,8 @@ def _lines(connection: Connection, run: Run, asked: Iterable[str]) -> dict[str, 
     disputing = dispute_store.who_disputes(connection, asked, run.number)
     found: dict[str, list[Line]] = {}
     for portion in run_store.portions(connection, sorted(disputing)):
-        found |= documents.pending_all(connection, customer_store.find_all(connection, portion), run)
+        for each in computing.read_all(connection, customer_store.find_all(connection, portion), run):
+            found[each.id] = each.pending()
     return found
 
 

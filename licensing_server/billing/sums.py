@@ -4,6 +4,7 @@ Most of it was added up when it came in (`usage.rollups`), in spans of which non
 Where a run may not know all that a row holds, that row is added up again from its records; what is odd always is.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -86,6 +87,23 @@ def _read_apart(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict
     return {each.license_id: _with_branches(found[each.license_id], each, run, records) for each in terms}
 
 
+def of_devices(
+    connection: sa.Connection, run: Run, terms: Iterable[Terms], devices: list[str]
+) -> dict[tuple[str, str, Slot, Meter], int]:
+    """What each of some devices used of some licenses in each period, by each meter, as a run knows it.
+
+    Of both there are no more than one statement may hold.
+    """
+    by_id = {each.license_id: _License(each) for each in terms}
+    odd = _odd(list(by_id), run).where(_RECORD.device.in_(devices))
+    found: Counter[tuple[str, str, Slot, Meter]] = Counter()
+    for row in (*_apart(connection, list(by_id), run, devices), *connection.execute(odd)):
+        license_id, start_at, model, unit, device, _, units = row[:7]
+        for slot in by_id[license_id].slots(start_at):
+            found[license_id, device, slot, (model, unit)] += int(units)
+    return found
+
+
 def _counts_devices(terms: Terms) -> bool:
     charges = (charge for version in terms.versions for charge in version.plan.charges)
     return any(isinstance(charge, Recurring) and charge.per == "device" for charge in charges)
@@ -161,9 +179,13 @@ class _License:
         """The sums in which a span and meter count: of the period of each interval that the span lies in."""
         name = (start_at, model, unit)
         if name not in self._holding:
-            slots = (period.slot for period in self._calendar.holding(start_at))
+            slots = self.slots(start_at)
             self._holding[name] = [self.sums.setdefault((slot, (model, unit)), _Sum()) for slot in slots]
         return self._holding[name]
+
+    def slots(self, start_at: int) -> list[Slot]:
+        """The period of each interval that a span lies in."""
+        return [period.slot for period in self._calendar.holding(start_at)]
 
     def usage(self, heads_of: dict[Ledger, str] | None, devices: dict[Slot, int]) -> Usage:
         """What was added up."""
@@ -185,10 +207,11 @@ def _together(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[A
             yield row
 
 
-def _apart(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
-    """The same of each ledger, with its first and last record."""
+def _apart(connection: sa.Connection, ids: list[str], run: Run, devices: list[str] | None = None) -> Iterator[Any]:
+    """The same of each ledger, with its first and last record; of all devices, if none are named."""
+    meant = sa.true() if devices is None else _ROLLED.device.in_(devices)
     sums = (_ROLLED.units, _ROLLED.unsettled, _ROLLED.seq_first, _ROLLED.seq_last)
-    chosen = sa.select(*_APART, *sums, _beyond(run).label("beyond")).where(_begun(ids, run))
+    chosen = sa.select(*_APART, *sums, _beyond(run).label("beyond")).where(_begun(ids, run), meant)
     in_part = False
     for rows in connection.execute(chosen).partitions(_ROWS_AT_ONCE):
         for row in rows:
@@ -197,7 +220,7 @@ def _apart(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]
             else:
                 yield row[:-1]
     if in_part:
-        yield from connection.execute(_parts(ids, run, _APART))
+        yield from connection.execute(_parts(ids, run, _APART).where(meant))
 
 
 def _begun(ids: list[str], run: Run) -> sa.ColumnElement[bool]:

@@ -27,9 +27,6 @@ def read(connection: sa.Connection, customer: str, zone: ZoneInfo, run: Run) -> 
 
     Periods that open now are stored, and one in which a license ends is shortened, unless it was billed. What its
     usage is added up in is brought in line with them.
-
-    Raises:
-        ServiceError: `feature_unsupported` where a plan asks for what this version does not bill yet.
     """
     return read_all(connection, {customer: zone}, run)[customer]
 
@@ -151,15 +148,11 @@ def counts(connection: sa.Connection, customer: str, key: Key) -> bool:
 
 
 def read_plan(connection: sa.Connection, plan_id: str, version: int) -> Plan:
-    """Read one version of a plan, which this server must be able to bill."""
+    """Read one version of a plan."""
     body = catalog_store.read_version(connection, plan_id, version)
     if body is None:
         raise ServiceError("not_found", "plan version")
-    plan = plans.read(body)
-    missing = plans.unsupported(plan)
-    if missing is not None:
-        raise ServiceError("feature_unsupported", missing)
-    return plan
+    return plans.read(body)
 
 
 def to_core(stored: Iterable[tuple[str, Bounds]]) -> Iterable[Period]:

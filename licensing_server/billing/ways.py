@@ -57,7 +57,7 @@ def _keys(connection: Connection, license_id: str, rows: Sequence[Any]) -> set[K
     stored = periods.read(connection, [license_id]).get(license_id, [])
     terms = customer_terms.Licenses(connection, [license_.customer]).terms_of(license_id, stored)
     runs = run_store.runs_of(connection, license_.customer, INTEGER_MAX)
-    closed = closed_by(terms, runs, lateness.fleet(connection, terms, _EVER))
+    closed = closed_by(terms, runs, lateness.fleets(connection, [terms], _EVER).get(license_id, ()))
     late = deadlines(terms, closed, _EVER)
     usage = gather(Calendar(terms.periods, terms.ends_at), _EVER, _records(connection, rows), (), late)
     return {each.key for each in invoices.metered(terms, usage, _EVER) if each.key is not None}

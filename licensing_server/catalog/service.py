@@ -127,23 +127,9 @@ def _check_product(connection: Connection, product: str) -> None:
         raise ServiceError("not_found", "product")
 
 
-def read_plan(body: Any) -> plans.Plan:
-    """Read a plan that this server can bill.
-
-    Raises:
-        InputError: `malformed_plan`, `malformed_price`.
-        ServiceError: `feature_unsupported` for what the format knows and this version does not bill yet.
-    """
-    plan = plans.read(body)
-    missing = plans.unsupported(plan)
-    if missing is not None:
-        raise ServiceError("feature_unsupported", missing)
-    return plan
-
-
 def create_plan(server: Server, *, name: str, body: Any, once: Once = NO_KEY) -> Document:
     """Name a plan and store its first version."""
-    read_plan(body)
+    plans.read(body)
 
     def make(connection: Connection) -> Document:
         if store.has_plan_named(connection, name):
@@ -160,7 +146,7 @@ def create_plan(server: Server, *, name: str, body: Any, once: Once = NO_KEY) ->
 
 def add_version(server: Server, *, plan_id: str, body: Any, once: Once = NO_KEY) -> Document:
     """Store a plan's next version. Licenses keep the version they hold."""
-    read_plan(body)
+    plans.read(body)
 
     def make(connection: Connection) -> Document:
         if store.find_plan(connection, plan_id) is None:

@@ -15,6 +15,7 @@ from licensing_server.server import Server
 from meterkit import envelopes, limits
 from meterkit.canonical import from_bytes
 from meterkit.errors import ServiceError
+from meterkit.exposure import spent
 from meterkit.ledger import Total
 from meterkit.licenses import Meter, ModelTerms, token_limit
 from meterkit.positions import Position
@@ -40,7 +41,7 @@ class Anchor:
     def spent(self, meter: Meter) -> int:
         """The most that may have been used of a meter up to here, under whatever license."""
         ahead = max((units for (_, each), units in self.ahead.items() if each == meter), default=0)
-        return token_store.spent(self.totals.get(meter)) + ahead
+        return spent(self.totals.get(meter)) + ahead
 
 
 def believed_serial(told: int) -> int:

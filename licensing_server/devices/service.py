@@ -25,6 +25,7 @@ from meterkit.activation import ActivationRequest
 from meterkit.canonical import sha256_hex
 from meterkit.errors import DeviceError, InputError, ServiceError, TrustError
 from meterkit.exchange import Reply
+from meterkit.exposure import spent
 from meterkit.positions import ZERO, Position
 from meterkit.revocations import Revocations
 
@@ -188,7 +189,7 @@ def anchor_at(connection: Connection, device_id: str, position: Position) -> iss
     tips = ledger_store.read_tips(connection, device_id, position.epoch)
     totals = tips[-1].chain.totals if tips else {}
     reach = token_store.reach_ahead(connection, device_id, position)
-    ahead = {key: max(0, most - token_store.spent(totals.get(key[1]))) for key, most in reach.items()}
+    ahead = {key: max(0, most - spent(totals.get(key[1]))) for key, most in reach.items()}
     return issue.Anchor(position=position, accepted=False, totals=totals, ahead=ahead)
 
 

@@ -10,6 +10,7 @@ from licensing_server import pages
 from licensing_server.database import insert_all, metadata, total
 from licensing_server.devices.decision_store import written_off_up_to
 from licensing_server.devices.store import devices
+from meterkit.exposure import spent
 from meterkit.ledger import Total
 from meterkit.licenses import Meter
 from meterkit.positions import Position
@@ -121,11 +122,6 @@ def limits_to_rows(token: Token) -> list[dict[str, Any]]:
         }
         for terms in token.models
     ]
-
-
-def spent(total: Total | None) -> int:
-    """What counts against a limit: units, and unsettled units."""
-    return 0 if total is None else total.units + total.unsettled
 
 
 def find(connection: sa.Connection, jti: str) -> Any:

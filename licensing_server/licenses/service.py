@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from licensing_server.audit_log import service as audit_log
-from licensing_server.catalog import service as catalog
 from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import service as customers
 from licensing_server.database import Connection, read, write
@@ -15,7 +14,7 @@ from licensing_server.licenses.periods import Schedule
 from licensing_server.licenses.store import Grant, License
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
-from meterkit import limits
+from meterkit import limits, plans
 from meterkit.activation import Code
 from meterkit.canonical import to_bytes
 from meterkit.errors import InputError, ServiceError
@@ -106,13 +105,13 @@ def _plan_version(connection: Connection, terms: Terms) -> int:
     body = catalog_store.read_version(connection, terms.plan, version)
     if body is None:
         raise ServiceError("not_found", "plan")
-    catalog.read_plan(body)
+    plans.read(body)
     return version
 
 
 def _first_spans(connection: Connection, license_: License, version: int, now: int) -> set[int]:
     """Where the spans of a new license begin, in which its usage will be added up."""
-    plan = catalog.read_plan(catalog_store.read_version(connection, license_.plan, version))
+    plan = plans.read(catalog_store.read_version(connection, license_.plan, version))
     schedule = Schedule(
         license_id=license_.id,
         zone=customers.find(connection, license_.customer).zone,
@@ -270,9 +269,7 @@ def pool_starts(connection: Connection, license_: License) -> Callable[[int], in
     The periods are those of the plan's own interval, uncut by a change of version.
     """
     newest = store.versions(connection, license_.id)[-1]
-    interval = catalog.read_plan(
-        catalog_store.read_version(connection, newest["plan"], newest["version"])
-    ).interval
+    interval = plans.read(catalog_store.read_version(connection, newest["plan"], newest["version"])).interval
     zone = customers.find(connection, license_.customer).zone
     anchor = periods.anchor_day(license_.anchor_at, zone)
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from licensing_server.devices import ledger_store, token_store
 from licensing_server.devices.ledger_store import Head, heads, receipts
 from licensing_server.devices.store import devices
-from licensing_server.devices.token_store import spent, token_limits, tokens
+from licensing_server.devices.token_store import token_limits, tokens
 from licensing_server.licenses.store import licenses
 from licensing_server.reconciliation.statement import Figures, Owned, Place, Recorded, Rows, Standing, signed_units
 from licensing_server.usage import chains, gone_store
@@ -17,6 +17,7 @@ from licensing_server.usage.store import HALF, exceptions, standing, usage_recor
 from meterkit import envelopes
 from meterkit.canonical import from_bytes
 from meterkit.errors import MeterkitError
+from meterkit.exposure import spent
 from meterkit.ledger import Total
 from meterkit.licenses import Meter
 from meterkit.limits import RECEIPT_BYTES_MAX

@@ -19,6 +19,7 @@ from licensing_server.usage.rollups import usage_rollups
 from licensing_server.usage.store import batches, exceptions, standing, usage_records
 from meterkit import envelopes
 from meterkit.canonical import from_bytes
+from meterkit.exposure import spent
 from meterkit.ledger import Total
 from meterkit.licenses import Meter
 from meterkit.limits import TOKEN_BYTES_MAX
@@ -103,7 +104,7 @@ def _anchor(row: Any, token: Token, rebuilt: Rebuilt) -> tuple[bool, dict[tuple[
     chain = rebuilt.chain_at(token.anchor)
     if chain is None or not (row.anchor_accepted or rebuilt.is_settled(token.anchor, token.iat)):
         return False, None
-    return True, {meter: token_store.spent(total) for meter, total in chain.totals.items()}
+    return True, {meter: spent(total) for meter, total in chain.totals.items()}
 
 
 def _exposures(

@@ -7,7 +7,6 @@ import pytest
 from billing_fleet import BERLIN, DAY, FEBRUARY, JANUARY, MARCH, Biller, at
 
 from licensing_server.billing import service
-from licensing_server.catalog import service as catalog
 from licensing_server.licenses import service as licenses
 from licensing_server.pages import Page
 from licensing_server.usage import service as usage
@@ -290,11 +289,6 @@ def test_each_currency_has_its_own_invoice(biller):
     for draft in drafts.values():
         biller.finalize(draft["id"])
         assert biller.audit(draft["id"]).findings == ()
-
-
-def test_a_plan_that_is_not_billed_yet_is_refused(biller):
-    body = {**biller.plan_body(biller.calls("1")), "close": {"policy": "estimate", "percent": 90, "days": 30}}
-    assert refused(catalog.create_plan, biller.server, name="estimating", body=body) == "feature_unsupported"
 
 
 def test_days_are_the_customer_s_days(biller):

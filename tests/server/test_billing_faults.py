@@ -86,7 +86,7 @@ def test_one_customer_who_cannot_be_billed_holds_up_nobody(biller):
     biller.spoil_plan(customer=other)
     biller.clock.now = FEBRUARY
     made = service.run(biller.server)
-    assert made["failed"] == [{"customer": other, "code": "feature_unsupported"}]
+    assert made["failed"] == [{"customer": other, "code": "malformed_plan"}]
     assert made["state"] == "open"
     (invoice_id,) = made["invoices"]
     assert service.finalize(biller.server, invoice_id)["total"] == "2.00"

@@ -113,4 +113,4 @@ def test_a_run_that_could_not_bill_everyone_says_so(biller):
     biller.spoil_plan()
     done = run_cli(biller, "billing", "run", "--cut-off", str(FEBRUARY), expect=1)
     assert done["state"] == "open"
-    assert done["failed"] == [{"customer": biller.customer, "code": "feature_unsupported"}]
+    assert done["failed"] == [{"customer": biller.customer, "code": "malformed_plan"}]

@@ -99,7 +99,7 @@ def test_a_plan_keeps_every_version(api):
         ({"currency": "XXZ"}, "malformed_plan"),
         ({"charges": []}, "malformed_plan"),
         ({"extra": 1}, "malformed_plan"),
-        ({"close": {"policy": "estimate", "percent": 90, "days": 3}}, "feature_unsupported"),
+        ({"close": {"policy": "estimate", "days": 3}}, "malformed_plan"),
     ],
 )
 def test_a_plan_that_cannot_be_billed_is_refused(api, changed, code):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from billing_fleet import FEBRUARY, Biller
 from exchanging import exposed, limit_of, stored_batches, stored_records, used_device
+from exposed_fleet import compare_exposures
 from fleet import MODEL, FakeDevice, claims_of
 
 from licensing_server.database import read
@@ -339,6 +340,17 @@ def test_records_that_come_after_all_fill_the_gap_and_count_once(fleet, pruned, 
     pruned.sync()
     assert summed(fleet, license_id) == (371, 7)
     assert rebuild(fleet.server, check=True)["items"] == []
+
+
+def test_what_is_gone_is_accepted_where_a_run_asks_what_is_exposed(fleet, pruned, license_id):
+    """Of a million 328 are accepted, 300 of them by a receipt alone; then the records come, and it is the same."""
+    has = Has(serial=pruned.serial, keyring=1, revocations=0, receipt=pruned.receipt)
+    pruned.take(obstinate(fleet, pruned))
+    name = (license_id, pruned.id, METER)
+    gone = [each.get(name) for each in compare_exposures(fleet, 4)]
+    assert gone[-1] is not None
+    fleet.exchange(pruned.batch(9, pruned.open_receipt(pruned.receipt).position.seq, has=has))
+    assert [each.get(name) for each in compare_exposures(fleet, 5)][-1] == gone[-1]
 
 
 def test_what_is_gone_uses_the_pool_up_and_is_not_given_again(fleet, database):

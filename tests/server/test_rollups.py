@@ -185,7 +185,7 @@ def test_customers_are_billed_alike_in_whatever_portions(biller, monkeypatch, at
         forget(biller)
     biller.clock.now = FEBRUARY
     made = service.run(biller.server)
-    assert made["failed"] == [{"customer": spoiled, "code": "feature_unsupported"}]
+    assert made["failed"] == [{"customer": spoiled, "code": "malformed_plan"}]
     billed = {draft["customer"]: draft["lines"][0]["quantity"] for draft in biller.drafts()}
     assert billed == {customer: count * (10 + count) for count, customer in enumerate(named) if count}
     biller.mend_plans()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = 86_400
 PLAIN_CLOSE = '"v":1'
-SPOILED_CLOSE = '"v":1,"close":{"days":1,"percent":50,"policy":"estimate"}'
+SPOILED_CLOSE = '"v":1,"close":{"days":1,"policy":"some_day"}'
 
 
 def counting_no_devices(terms: Terms) -> Terms:
@@ -108,7 +108,7 @@ class Biller(Fleet):
         return str(customers.create(self.server, name="Another", time_zone=time_zone)["id"])
 
     def spoil_plan(self, customer: str | None = None) -> None:
-        """Let a customer's plan ask for what is not billed yet, as another version of the server may allow."""
+        """Let a customer's plan ask for what this server does not know, as a later one may allow."""
         held = sa.select(licenses.c.plan).where(licenses.c.customer == (customer or self.customer))
         spoiled = sa.func.replace(plan_versions.c.body, PLAIN_CLOSE, SPOILED_CLOSE)
         with write(self.server) as connection:

@@ -7,7 +7,17 @@ from typing import Any
 import billing_terms as bt
 import core_world as world
 
-from meterkit import envelopes, evidence, exchange, ledger, plans, signing, usage
+from meterkit import (
+    envelopes,
+    estimates,
+    evidence,
+    exchange,
+    exposure,
+    ledger,
+    plans,
+    signing,
+    usage,
+)
 from meterkit.accounts import Account, History
 from meterkit.attribution import Calendar, Period, Run, TokenSpan, gather
 from meterkit.canonical import from_base64url, from_bytes, to_bytes
@@ -16,6 +26,7 @@ from meterkit.evidence import Bundle
 from meterkit.exchange import Batch, Has
 from meterkit.invoices import bill
 from meterkit.keys import device_id
+from meterkit.lateness import Declared, Reporting, closed_by
 from meterkit.ledger import Chain
 from meterkit.lines import billed_before
 from meterkit.positions import Position
@@ -138,6 +149,7 @@ class Shop:
         self.documents: list[tuple[Run, bytes, str]] = []
         self.settled: list[tuple[str, Settled]] = []
         self.account = Account()
+        self.declared: list[dict[str, Any]] = []
         self.parts["keyrings/1.json"] = to_bytes(world.keyring_document())
 
     def device(self, name: str) -> Device:
@@ -147,7 +159,9 @@ class Shop:
         self.parts[f"activations/{made.id}.jws"] = made.activation().encode()
         return made
 
-    def issue(self, device: Device, jti: str, serial: int, iat: int, life_days: float = 30) -> None:
+    def issue(
+        self, device: Device, jti: str, serial: int, iat: int, *, life_days: float = 30, limit: int = 1000
+    ) -> None:
         claims = world.token_claims(
             sub=device.id,
             jti=jti,
@@ -157,6 +171,7 @@ class Shop:
             serial=serial,
             license={"id": device.license_id, "ends": None},
             anchor=device.chain.position.to_claims(),
+            models=[world.model_claims(limit=limit)],
         )
         self.tokens[jti] = claims
         self.parts[f"tokens/{jti}.jws"] = signing.sign(envelopes.TOKEN, claims, world.key("token")).encode()
@@ -206,7 +221,9 @@ class Shop:
         known = [(number, each) for number, each in self.settled if number not in self.account.voided(run)]
         before = billed_before(line for _, each in known for line in each.lines)
         decided = {"conceded": self.account.conceded(run), "disputed": self.account.disputed(run)}
-        made = bill(terms, found, before, self.runs, **decided)
+        closed = closed_by(terms, self.runs, self.fleet())
+        estimated = self.estimated(terms, closed, run, records)
+        made = bill(terms, found, before, self.runs, closed=closed, estimated=estimated, **decided)
         if not made.lines:
             return None
         history = History(replaced={number for _, each in self.settled for number in each.replaces})
@@ -215,6 +232,44 @@ class Shop:
         bills = Bills(lines=made.lines, beside=made.beside)
         settled = settle(bills, run=run, account=self.account, history=history)
         return self._freeze(run, settled, terms, suspects)
+
+    def _declared(self) -> dict[str, Any]:
+        return {"declared": sorted(self.declared, key=lambda each: each["device"])} if self.declared else {}
+
+    def fleet(self) -> list[Reporting]:
+        """The devices as coverage sees them."""
+        spans = [_span(claims) for claims in self.tokens.values()]
+        return [
+            Reporting(
+                device=device,
+                tokens=tuple(span for span in spans if span.device == device and span.license_id == bt.LICENSE),
+                reports=tuple(self.replays[device].reports),
+                declared=tuple(
+                    Declared(state=each["state"], since_run=each["since_run"])
+                    for each in self.declared
+                    if each["device"] == device
+                ),
+            )
+            for device in self.devices
+        ]
+
+    def declare(self, device: Device, state: str) -> None:
+        """Say that a device is lost, retired or active again; the next run knows it."""
+        self.declared.append({"device": device.id, "state": state, "since_run": len(self.runs) + 1})
+
+    def estimated(self, terms: Terms, closed: Any, run: Run, records: list[Any]) -> Any:
+        """What is estimated of those that are missing."""
+        gaps = estimates.gaps(terms, closed, run, self.fleet())
+        calendar = Calendar(terms.periods, terms.ends_at)
+        given = [_token(claims) for claims in self.tokens.values()]
+        exposed = {
+            (device, meter): most
+            for device, replay in self.replays.items()
+            for meter, most in exposure.of_device(
+                (token for token in given if token.device == device), replay, run
+            ).items()
+        }
+        return estimates.estimate(gaps, estimates.count(gaps, calendar, run, records), exposed)
 
     def _freeze(self, run: Run, settled: Settled, terms: Terms, suspects: Any) -> Bundle:
         series = "CN" if settled.kind == CREDIT_NOTE else "INV"
@@ -231,7 +286,7 @@ class Shop:
             f"plans/{bt.PLAN}.1.json": to_bytes(dict(self.plan.body)),
             "runs.json": to_bytes([each.to_claims() for each in self.runs]),
             "acceptances.json": to_bytes(self.acceptances),
-            "decisions.json": to_bytes({"quarantined": quarantined}),
+            "decisions.json": to_bytes({"quarantined": quarantined, **self._declared()}),
             **{f"earlier/{name}.json": body for _, body, name in self.documents},
         }
         if self.account != Account():
@@ -347,4 +402,35 @@ def story() -> tuple[Bundle, Bundle]:
     return first, second
 
 
-__all__ = ["Shop", "exchange", "forge", "payload", "sign_bundle", "story"]
+def estimated_story() -> tuple[Bundle, Bundle, Bundle]:
+    """Three devices, of which two are missing when the second month closes: one comes back, one is lost."""
+    tiers = [{"up_to": 100, "unit_amount": "0.10"}, {"up_to": None, "unit_amount": "0.05"}]
+    shop = Shop(
+        bt.plan_json(
+            bt.usage_charge({"model": "graduated", "tiers": tiers}, model="detector"),
+            close={"policy": "estimate", "percent": 30, "days": 20},
+        ),
+        months=3,
+    )
+    crane, lift, barge = (shop.device(name) for name in ("crane", "lift", "barge"))
+    for device, units in ((crane, 90), (lift, 30), (barge, 61)):
+        device.install("one", 0, life_days=60, limit=150)
+        device.use(units, 3)
+        device.send(31)
+    first = shop.run(36)
+    lift.use(24, 40)
+    lift.send(61)
+    crane.use(13, 40, unsettled=4)
+    crane.send(41)
+    second = shop.run(65)
+    crane.use(20, 50)
+    crane.send(66)
+    shop.declare(barge, "lost")
+    third = shop.run(70)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    return first, second, third
+
+
+__all__ = ["Shop", "estimated_story", "exchange", "forge", "payload", "sign_bundle", "story"]

@@ -436,7 +436,8 @@ class FakeDevice:
             first = 1
             if self.receipt is not None:
                 covered = self.open_receipt(self.receipt).position
-                first = covered.seq + 1 if covered.epoch == self.epoch else 1
+                own = covered.epoch == self.epoch and covered.seq <= len(self.entries)  # a copy may be further
+                first = covered.seq + 1 if own else 1
         batch = Batch(
             **{
                 "product": PRODUCT,

@@ -37,6 +37,7 @@ def check(year: Year) -> Checked:
     _units(year, found)
     if not conserving.show(year.server)["holds"]:
         found.differences.append("conservation of what is billed is broken")
+    _estimates(year, found)
     _journal(year, found)
     return found
 
@@ -79,6 +80,18 @@ def _units(year: Year, found: Checked) -> None:
         if int(row.counted) != billed[row.license] + own:
             what = f"{row.license}: {row.counted} units count, {billed[row.license]} are billed, {own} waived"
             found.differences.append(what)
+
+
+def _estimates(year: Year, found: Checked) -> None:
+    """Of periods on which all have reported since, nothing stays estimated."""
+    left: Counter[tuple[str, int]] = Counter()
+    for final in (service.show(year.server, each["id"]) for each in year.finals):
+        for line in final["lines"]:
+            if line["kind"] == "estimated" and final["state"] != "void":
+                found.units["once estimated"] += max(0, line["quantity"] - line["quantity_before"])
+                if line["service_end_at"] <= year.all_reported_at:
+                    left[line["license"], line["service_start_at"]] += line["amount_minor"]
+    found.differences += [f"{name}: {minor} stay estimated" for name, minor in left.items() if minor]
 
 
 def _journal(year: Year, found: Checked) -> None:

@@ -72,6 +72,14 @@ PLANS: dict[str, dict[str, Any]] = {
         "close": {"policy": "coverage", "percent": 75, "days": 15},
         "charges": [usage({"model": "per_unit", "unit_amount": "0.0005", "minimum_amount": "0.250"})],
     },
+    "estimated": {
+        "currency": "GBP",
+        "close": {"policy": "estimate", "percent": 90, "days": 3},
+        "charges": [
+            usage({"model": "graduated", "tiers": LADDER}),
+            {"id": "least", "type": "commitment", "amount": "60", "over": ["calls"]},
+        ],
+    },
     "falling": {"currency": "EUR", "charges": [usage({"model": "volume", "tiers": FALLING})]},
 }
 CUSTOMERS = {  # on both sides of the date line, with and without a summer time
@@ -79,6 +87,7 @@ CUSTOMERS = {  # on both sides of the date line, with and without a summer time
     "carried": "Pacific/Kiritimati",
     "waived": "America/New_York",
     "covered": "Pacific/Pago_Pago",
+    "estimated": "America/Santiago",
     "falling": "Australia/Lord_Howe",
 }
 
@@ -105,6 +114,7 @@ class Year:
     units: list[Unit] = field(default_factory=list)
     finals: list[dict[str, Any]] = field(default_factory=list)
     mishaps: Counter[str] = field(default_factory=Counter)
+    all_reported_at: int = 0
 
     @classmethod
     def begin(cls, path: Path, seed: int, **named: Any) -> Year:
@@ -303,6 +313,7 @@ class Year:
             unit.asleep_until = 0
             for device in (unit.device, *([unit.twin] if unit.twin else [])):
                 device.sync()
+        self.all_reported_at = self.now
         self.biller.clock.now += 40 * DAY
         self.month(months + 3)
 
