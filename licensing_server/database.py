@@ -5,6 +5,7 @@ IMMEDIATE`; PostgreSQL: an advisory lock, which all processes on all machines sh
 true until it commits, and numbers come in commit order. A read sees one consistent state, and holds up no write.
 """
 
+import functools
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -185,13 +186,30 @@ def add_to(
     """
     if many and connection.dialect.name == "postgresql":
         sums = _set_aside(connection, sums)
-    connection.execute(adding(connection.dialect.name, table, sums, how))
+    made = _insert(connection.dialect.name, table)
+    made = made.from_select([column.name for column in sums.selected_columns], sums)
+    connection.execute(_on_conflict(made, table, how))
 
 
-def adding(dialect_name: str, table: sa.Table, sums: sa.Select[Any], how: Mapping[str, str]) -> sa.Insert:
-    """Make the statement that adds sums to a table's rows, as `add_to` does, to be executed more than once."""
+def add_rows(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], how: Mapping[str, str]
+) -> None:
+    """Add rows, each of whole columns, to a table's rows as `add_to` does; no two of them have the same key."""
+    if rows:
+        connection.execute(_adding_rows(connection.dialect.name, table, tuple(how.items())), rows)
+
+
+@functools.cache  # making it anew takes longer than executing it
+def _adding_rows(dialect_name: str, table: sa.Table, how: tuple[tuple[str, str], ...]) -> sa.Insert:
+    return _on_conflict(_insert(dialect_name, table), table, dict(how))
+
+
+def _insert(dialect_name: str, table: sa.Table) -> Any:
     dialect: Any = sqlite if dialect_name == "sqlite" else postgresql
-    made = dialect.insert(table).from_select([column.name for column in sums.selected_columns], sums)
+    return dialect.insert(table)
+
+
+def _on_conflict(made: Any, table: sa.Table, how: Mapping[str, str]) -> sa.Insert:
     own, new = table.c, made.excluded
     changed = {
         name: own[name] + new[name]

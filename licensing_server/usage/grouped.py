@@ -14,6 +14,7 @@ from licensing_server.usage.answering import Answered
 from licensing_server.usage.branches import Taken
 from licensing_server.usage.known import Known, UnitsKey
 from licensing_server.usage.opening import Opened
+from licensing_server.usage.records import plain_uses
 from meterkit.exchange import Reply
 from meterkit.ledger import Total
 
@@ -68,6 +69,7 @@ def _store(connection: Connection, answered: Collection[Answered], now: int) -> 
         return
     batches: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
+    brought: list[rollups.Brought] = []
     heads: list[ledger_store.Head] = []
     numbers = iter(next_numbers(connection, store.ACCEPTANCE, sum(len(each.plain.taken) for each in answered)))
     for each in answered:
@@ -78,10 +80,11 @@ def _store(connection: Connection, answered: Collection[Answered], now: int) -> 
             for row in made.rows:
                 row["acceptance"] = number
             records += made.rows
+            brought.append(rollups.Brought(each.ledger, number, plain_uses(made.rows)))
         heads += [replace(head, acceptance=own[head.acceptance]) for head in each.heads]
     store.insert_batches(connection, batches)
     store.insert_records(connection, records)
-    rollups.add(connection, records)
+    rollups.add(connection, brought)
     ended = [each.plain.start for each in answered if each.plain.start.position.seq]
     ledger_store.go_on(connection, ended, heads)
     ledger_store.insert_receipts(connection, [(each.heads[-1], each.receipt) for each in answered], now)

@@ -4,7 +4,7 @@ Pure: it judges what is quarantined (kept and receipted, not billed until resolv
 a person should look at.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from licensing_server.usage.branches import Taken
 from meterkit import limits
 from meterkit.ledger import Entry, TokenRef, Total
 from meterkit.licenses import Meter
+from meterkit.tuples import NamedTuple
 
 _NOTHING = Total()
 # The flags that open an exception; one open exception of these kinds per ledger says enough.
@@ -52,6 +53,35 @@ class Attributed:
     rows: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     serial: int | None = None  # the highest serial that its `token` records name, of tokens issued here
+
+
+class Used(NamedTuple):
+    """What some records of one ledger come to: units, and the first and the last of them."""
+
+    units: int
+    unsettled: int
+    seq_first: int
+    seq_last: int
+
+    def plus(self, other: "Used") -> "Used":
+        """What both come to."""
+        first, last = min(self.seq_first, other.seq_first), max(self.seq_last, other.seq_last)
+        return Used(self.units + other.units, self.unsettled + other.unsettled, first, last)
+
+
+UsedKey = tuple[str, str, str, int]  # license, model, unit, and the instant of service
+Uses = dict[UsedKey, Used]
+
+
+def plain_uses(rows: Iterable[Mapping[str, Any]]) -> Uses:
+    """Add up those rows of one batch that count whole: of which nothing is set aside, and nothing repeated."""
+    found: Uses = {}
+    for row in rows:
+        if not (row["quarantined"] or row["repeated"]):
+            key = row["license"], row["model"], row["unit"], row["service_at"]
+            used = Used(row["units"], row["unsettled"], row["seq"], row["seq"])
+            found[key] = found[key].plus(used) if key in found else used
+    return found
 
 
 def token_ids(taken: Taken) -> set[str]:
