@@ -156,17 +156,25 @@ def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappin
     for place in (at for at, column in enumerate(columns) if isinstance(column.type, sa.JSON)):
         for row in values:
             row[place] = json.dumps(row[place]) if row[place] != [] else "[]"  # nearly every record has no flags
-    quote = connection.dialect.identifier_preparer.quote
-    names = ", ".join(quote(column.name) for column in columns)
+    insert_values(connection, table, tuple(rows[0]), values)
+
+
+def insert_values(
+    connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Store many rows as `insert_all` does, of values in the order of the columns; JSON is given as its text."""
+    if not rows:
+        return
+    names = ", ".join(map(connection.dialect.identifier_preparer.quote, columns))
     if connection.dialect.name == "sqlite":
         marks = ", ".join("?" * len(columns))
         insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - names of this program's own
-        connection.exec_driver_sql(insert, list(map(tuple, values)))
+        connection.exec_driver_sql(insert, list(map(tuple, rows)))
     else:
-        _copy(connection, f"COPY {table.name} ({names}) FROM STDIN", values)
+        _copy(connection, f"COPY {table.name} ({names}) FROM STDIN", rows)
 
 
-def _copy(connection: sa.Connection, statement: str, values: list[list[Any]]) -> None:
+def _copy(connection: sa.Connection, statement: str, values: Sequence[Sequence[Any]]) -> None:
     driver = connection.connection.driver_connection
     if driver is None:
         raise ServiceError("database_unavailable")
