@@ -8,13 +8,15 @@ true until it commits, and numbers come in commit order. A read sees one consist
 import functools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from meterkit.errors import ServiceError
 
@@ -241,11 +243,48 @@ def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any
     return sa.select(sa.table(_ASIDE, *(sa.column(column.name) for column in sums.selected_columns)))
 
 
-def named(name: str) -> sa.BindParameter[Any]:
-    """A list to be given when a statement is executed. One that is made once is executed in a third of the time
-    that making it anew takes.
+class _Names(sa.TypeDecorator[Collection[str]]):
+    """A list of names as one parameter: an array, or on SQLite the JSON of one."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        made: Any = sa.Text() if dialect.name == "sqlite" else postgresql.ARRAY(sa.Text)
+        return dialect.type_descriptor(made)
+
+    def process_bind_param(self, value: Collection[str] | None, dialect: sa.Dialect) -> Any:
+        names = list(value or ())
+        return json.dumps(names) if dialect.name == "sqlite" else names
+
+
+class listed(FunctionElement[bool]):  # noqa: N801 - to be read as a condition
+    """Whether a column is one of a list of names, which is given when the statement is executed.
+
+    However long the list is, the statement is the same: it is made, compiled and prepared once.
     """
-    return sa.bindparam(name, expanding=True)
+
+    inherit_cache = True
+    type = sa.Boolean()
+
+    def __init__(self, column: sa.ColumnElement[str], name: str) -> None:
+        super().__init__(column, sa.bindparam(name, type_=_Names()))
+
+    def self_group(self, against: Any = None) -> Self:  # noqa: ARG002
+        """Stand among conditions as it is: what SQLAlchemy compares with true, no index of SQLite's serves."""
+        return self
+
+
+@compiles(listed, "sqlite")
+def _listed_in_json(element: listed, compiler: Any, **options: Any) -> str:
+    column, names = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({names}))"  # noqa: S608 - names of this program's own
+
+
+@compiles(listed, "postgresql")
+def _listed_in_array(element: listed, compiler: Any, **options: Any) -> str:
+    column, names = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} = ANY ({names})"
 
 
 def next_numbers(connection: sa.Connection, name: str, count: int) -> range:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import sqlalchemy as sa
 
-from licensing_server.database import insert_all, metadata, named, pieces
+from licensing_server.database import insert_all, listed, metadata, pieces
 from licensing_server.licenses import periods
 from licensing_server.licenses.periods import Bounds, Schedule
 from meterkit.limits import INTEGER_MAX
@@ -28,7 +28,7 @@ license_spans = sa.Table(
 Cuts = dict[str, list[int]]  # by license: where its spans begin, in order
 _STARTS = (
     sa.select(license_spans.c.license, license_spans.c.start_at)
-    .where(license_spans.c.license.in_(named("licenses")))
+    .where(listed(license_spans.c.license, "licenses"))
     .order_by(license_spans.c.license, license_spans.c.start_at)
 )
 

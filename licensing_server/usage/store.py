@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import BIG, insert_all, insert_values, metadata, named, pieces, total
+from licensing_server.database import BIG, insert_all, insert_values, listed, metadata, pieces, total
 from meterkit import envelopes
 from meterkit.exchange import Batch, read_batch
 from meterkit.limits import INTEGER_MAX
@@ -94,7 +94,7 @@ exceptions = sa.Table(
     sa.Column("note", sa.Text),
 )
 _OPEN_KINDS = sa.select(exceptions.c.device, exceptions.c.epoch, exceptions.c.kind).where(
-    exceptions.c.device.in_(named("devices")), exceptions.c.state != "resolved"
+    listed(exceptions.c.device, "devices"), exceptions.c.state != "resolved"
 )
 _PACKED = 2  # of zlib's levels: the usual one takes twice as long, for a fifteenth less
 ACCEPTANCE = "acceptance"  # the counter of batches: its numbers come in commit order and leave no gap

@@ -156,13 +156,13 @@ def _follow(chain: Chain, run: Run) -> Chain | None:
 
 
 def _rows(chain: Chain, token: TokenRef, run: Run, starts: Mapping[int, int]) -> list[tuple[Any, ...]]:
-    """What is stored of them: as `records.attribute` has it, in its order."""
+    """What is stored of them, as `store.record_values` has it; SQLite binds 0 and 1 with less ado than truths."""
     device, epoch, license_id = chain.device, chain.position.epoch, token.license_id
     return [
         (
             *(device, epoch, each.seq, own, prev, license_id, each.token, each.model, each.unit, each.digest),
-            *(each.units, 0, each.window, each.provisional, starts[each.window]),
-            *(starts[each.window] != each.window * limits.WINDOW_S, "[]", each.time, False, None, 0),
+            *(each.units, 0, each.window, int(each.provisional), starts[each.window]),
+            *(int(starts[each.window] != each.window * limits.WINDOW_S), "[]", each.time, 0, None, 0),
         )
         for each, (prev, own) in zip(run.records, pairwise((chain.position.head, *run.hashes)), strict=True)
     ]
