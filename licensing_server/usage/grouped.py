@@ -107,7 +107,7 @@ def _batch_row(added: Added, numbers: dict[int, int], now: int) -> dict[str, Any
     return {
         **store.batch_row(batch, device=added.after.device),
         "received_at": now,
-        "body": store.pack(added.opened.text),
+        "body": added.opened.packed,
         "acceptance": numbers[added.acceptance],
         "parent": added.parent if added.parent is None else numbers.get(added.parent, added.parent),
         "first_new": batch.seq_from,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from licensing_server.usage import usual
+from licensing_server.usage import store, usual
 from licensing_server.usage.usual import Run
 from meterkit import ledger
 from meterkit.errors import LedgerError, MeterkitError
@@ -14,12 +14,13 @@ from meterkit.ledger import Entry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedBatch:
-    """A batch whose signature is good and whose records hash to the head that it names.
+    """A batch whose signature is good and whose records hash to the head that it names, also as it will be kept.
 
     Of a usual batch, `entries` are the records before its run.
     """
 
     text: str
+    packed: bytes
     batch: Batch
     entries: tuple[Entry, ...]
     run: Run | None
@@ -66,4 +67,4 @@ def _read(text: str, batch: Batch) -> OpenedBatch:
     hashes = [entry.hash for entry in entries] if run is None else run.hashes
     if hashes and hashes[-1] != batch.head:
         raise LedgerError("chain_broken", "its head is not the hash of its last record")
-    return OpenedBatch(text=text, batch=batch, entries=tuple(entries), run=run)
+    return OpenedBatch(text=text, packed=store.pack(text), batch=batch, entries=tuple(entries), run=run)

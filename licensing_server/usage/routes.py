@@ -12,6 +12,7 @@ from licensing_server.bodies import ServerDep, inflate, json_body, wire
 from licensing_server.grouping import Grouping
 from licensing_server.pages import Document, PageDep
 from licensing_server.usage import deciding, events, schemas, service
+from licensing_server.usage.opening import Opened
 from meterkit import limits
 from meterkit.exchange import BATCH_MEDIA_TYPE, REPLY_MEDIA_TYPE, Reply, split_batches
 
@@ -31,7 +32,7 @@ async def exchange(request: Request) -> Response:
     if "content-encoding" in request.headers:  # nothing to inflate is no work for a thread
         data = await run_in_threadpool(inflate, request, body, limits.EXCHANGE_BYTES_MAX)
     texts = split_batches(data, batches_max=limits.EXCHANGE_BATCHES_MAX)
-    together: Grouping[list[str], Reply | None] = request.app.state.exchanges
+    together: Grouping[list[str], Opened | None, Reply | None] = request.app.state.exchanges
     reply = await together.ask(texts) if len(data) <= _TOGETHER_BYTES_MAX else None
     if reply is None:
         reply = (await run_in_threadpool(service.take_alone, request.app.state.server, texts)).reply
