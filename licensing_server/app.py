@@ -61,7 +61,9 @@ def create_app(server: Server) -> FastAPI:
     """Make the application. It keeps no state of its own: several may serve one server's directory."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.server = server
-    app.state.exchanges = Grouping(partial(usage_service.take_together, server))
+    app.state.exchanges = Grouping(
+        partial(usage_service.open_together, server), partial(usage_service.take_opened, server)
+    )
     for router in ROUTERS:
         app.include_router(router)
     problems.install(app)

@@ -5,15 +5,18 @@ IMMEDIATE`; PostgreSQL: an advisory lock, which all processes on all machines sh
 true until it commits, and numbers come in commit order. A read sees one consistent state, and holds up no write.
 """
 
+import functools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from meterkit.errors import ServiceError
 
@@ -155,17 +158,25 @@ def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mappin
     for place in (at for at, column in enumerate(columns) if isinstance(column.type, sa.JSON)):
         for row in values:
             row[place] = json.dumps(row[place]) if row[place] != [] else "[]"  # nearly every record has no flags
-    quote = connection.dialect.identifier_preparer.quote
-    names = ", ".join(quote(column.name) for column in columns)
+    insert_values(connection, table, tuple(rows[0]), values)
+
+
+def insert_values(
+    connection: sa.Connection, table: sa.Table, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Store many rows as `insert_all` does, of values in the order of the columns; JSON is given as its text."""
+    if not rows:
+        return
+    names = ", ".join(map(connection.dialect.identifier_preparer.quote, columns))
     if connection.dialect.name == "sqlite":
         marks = ", ".join("?" * len(columns))
         insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - names of this program's own
-        connection.exec_driver_sql(insert, list(map(tuple, values)))
+        connection.exec_driver_sql(insert, list(map(tuple, rows)))
     else:
-        _copy(connection, f"COPY {table.name} ({names}) FROM STDIN", values)
+        _copy(connection, f"COPY {table.name} ({names}) FROM STDIN", rows)
 
 
-def _copy(connection: sa.Connection, statement: str, values: list[list[Any]]) -> None:
+def _copy(connection: sa.Connection, statement: str, values: Sequence[Sequence[Any]]) -> None:
     driver = connection.connection.driver_connection
     if driver is None:
         raise ServiceError("database_unavailable")
@@ -186,13 +197,30 @@ def add_to(
     if many and connection.dialect.name == "postgresql":
         key = [column.name for column in table.primary_key]
         sums = _set_aside(connection, sums).order_by(*map(sa.column, key))  # rows are entered faster in order
-    connection.execute(adding(connection.dialect.name, table, sums, how))
+    made = _insert(connection.dialect.name, table)
+    made = made.from_select([column.name for column in sums.selected_columns], sums)
+    connection.execute(_on_conflict(made, table, how))
 
 
-def adding(dialect_name: str, table: sa.Table, sums: sa.Select[Any], how: Mapping[str, str]) -> sa.Insert:
-    """Make the statement that adds sums to a table's rows, as `add_to` does, to be executed more than once."""
+def add_rows(
+    connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]], how: Mapping[str, str]
+) -> None:
+    """Add rows, each of whole columns, to a table's rows as `add_to` does; no two of them have the same key."""
+    if rows:
+        connection.execute(_adding_rows(connection.dialect.name, table, tuple(how.items())), rows)
+
+
+@functools.cache  # making it anew takes longer than executing it
+def _adding_rows(dialect_name: str, table: sa.Table, how: tuple[tuple[str, str], ...]) -> sa.Insert:
+    return _on_conflict(_insert(dialect_name, table), table, dict(how))
+
+
+def _insert(dialect_name: str, table: sa.Table) -> Any:
     dialect: Any = sqlite if dialect_name == "sqlite" else postgresql
-    made = dialect.insert(table).from_select([column.name for column in sums.selected_columns], sums)
+    return dialect.insert(table)
+
+
+def _on_conflict(made: Any, table: sa.Table, how: Mapping[str, str]) -> sa.Insert:
     own, new = table.c, made.excluded
     changed = {
         name: own[name] + new[name]
@@ -216,11 +244,48 @@ def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any
     return sa.select(sa.table(_ASIDE, *(sa.column(column.name) for column in sums.selected_columns)))
 
 
-def named(name: str) -> sa.BindParameter[Any]:
-    """A list to be given when a statement is executed. One that is made once is executed in a third of the time
-    that making it anew takes.
+class _Names(sa.TypeDecorator[Collection[str]]):
+    """A list of names as one parameter: an array, or on SQLite the JSON of one."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        made: Any = sa.Text() if dialect.name == "sqlite" else postgresql.ARRAY(sa.Text)
+        return dialect.type_descriptor(made)
+
+    def process_bind_param(self, value: Collection[str] | None, dialect: sa.Dialect) -> Any:
+        names = list(value or ())
+        return json.dumps(names) if dialect.name == "sqlite" else names
+
+
+class listed(FunctionElement[bool]):  # noqa: N801 - to be read as a condition
+    """Whether a column is one of a list of names, which is given when the statement is executed.
+
+    However long the list is, the statement is the same: it is made, compiled and prepared once.
     """
-    return sa.bindparam(name, expanding=True)
+
+    inherit_cache = True
+    type = sa.Boolean()
+
+    def __init__(self, column: sa.ColumnElement[str], name: str) -> None:
+        super().__init__(column, sa.bindparam(name, type_=_Names()))
+
+    def self_group(self, against: Any = None) -> Self:  # noqa: ARG002
+        """Stand among conditions as it is: what SQLAlchemy compares with true, no index of SQLite's serves."""
+        return self
+
+
+@compiles(listed, "sqlite")
+def _listed_in_json(element: listed, compiler: Any, **options: Any) -> str:
+    column, names = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({names}))"  # noqa: S608 - names of this program's own
+
+
+@compiles(listed, "postgresql")
+def _listed_in_array(element: listed, compiler: Any, **options: Any) -> str:
+    column, names = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} = ANY ({names})"
 
 
 def next_numbers(connection: sa.Connection, name: str, count: int) -> range:

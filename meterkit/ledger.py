@@ -67,6 +67,15 @@ def record_hash(prev: str, body: bytes) -> str:
     return digest("mk-record", bytes.fromhex(prev), body).hex()
 
 
+def record_hashes(prev: str, bodies: Iterable[bytes]) -> list[str]:
+    """Hash records onto the hash before them, each onto the one before it."""
+    head, hashes = bytes.fromhex(prev), []
+    for body in bodies:
+        head = digest("mk-record", head, body)
+        hashes.append(head.hex())
+    return hashes
+
+
 def append(position: Position, members: dict[str, Any], *, time: int, boot: str) -> Entry:
     """Make the record that follows a position. `members` are its kind and what its kind says."""
     claims = {"v": 1, **members, "seq": position.seq + 1, "time": time, "boot": boot}

@@ -15,7 +15,7 @@ from meterkit.tuples import NamedTuple
 FLAGS = ("over_limit", "grace", "expired", "clock", "cell_lost", "recovered")
 CLOCK_REASONS = ("back", "forward", "unset", "mended")
 
-_CELL = shapes.ident("cel")
+CELL = shapes.ident("cel")
 _COMMON = {"v": shapes.VERSION_1, "seq": shapes.integer(1), "time": shapes.TIME, "boot": shapes.BOOT}
 _USAGE = shapes.Members(
     **_COMMON,
@@ -30,7 +30,7 @@ _USAGE = shapes.Members(
     units=shapes.UNITS,
     unsettled=shapes.UNITS,
     flags=shapes.listed(shapes.one_of(*FLAGS), len(FLAGS), unique=True),
-    cell=_CELL,
+    cell=CELL,
     **{"from": shapes.UNITS, "to": shapes.UNITS},
 )
 _RECORDS = shapes.Choice(
@@ -61,7 +61,7 @@ _RECORDS = shapes.Choice(
         reason=shapes.one_of(*CLOCK_REASONS),
     ),
     recovery=shapes.Members(
-        **_COMMON, kind=shapes.one_of("recovery"), code=shapes.NAME, cell=shapes.optional(_CELL)
+        **_COMMON, kind=shapes.one_of("recovery"), code=shapes.NAME, cell=shapes.optional(CELL)
     ),
 )
 

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("meterkit", "device_sdk", "licensing_server")
 HOMES = {
     "jwt": {"meterkit.signing"},
+    "msgspec": {"licensing_server.usage.usual"},
     "onnxruntime": {"device_sdk.runtime"},
     "sqlite3": {
         "device_sdk.ledger_faults",

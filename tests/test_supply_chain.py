@@ -29,6 +29,7 @@ def test_the_device_needs_neither_web_framework_nor_sql_toolkit():
         "uvicorn",
         "rich",
         "pydantic",
+        "msgspec",
         "standardwebhooks",
         "stripe",
     }

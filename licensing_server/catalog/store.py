@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata, named
+from licensing_server.database import listed, metadata
 from meterkit.canonical import from_bytes, to_bytes
 from meterkit.licenses import Axis, Meter
 from meterkit.limits import BODY_BYTES_MAX
@@ -27,7 +27,7 @@ models = sa.Table(
     sa.Column("sha256", sa.JSON, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
-_MODELS = sa.select(models).where(models.c.product == sa.bindparam("of"), models.c.name.in_(named("names")))
+_MODELS = sa.select(models).where(models.c.product == sa.bindparam("of"), listed(models.c.name, "names"))
 plans = sa.Table(
     "plans",
     metadata,

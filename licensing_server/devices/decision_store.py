@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata, named, next_number, number_to_come
+from licensing_server.database import listed, metadata, next_number, number_to_come
 
 # Exposure of one life of a ledger, of the tokens up to a serial, counted as 0 until that ledger is heard of again.
 write_offs = sa.Table(
@@ -25,7 +25,7 @@ write_offs = sa.Table(
     sa.Index("write_offs_by_ledger", "device", "epoch"),
 )
 _WRITTEN_OFF = sa.select(write_offs.c.device).where(
-    write_offs.c.device.in_(named("devices")), write_offs.c.reversed_at.is_(None)
+    listed(write_offs.c.device, "devices"), write_offs.c.reversed_at.is_(None)
 )
 # What a person said of a device, or what its report said for it; billing runs from `since_run` on know it.
 declarations = sa.Table(

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import insert_all, named, total
+from licensing_server.database import insert_all, listed, total
 from licensing_server.devices.token_store import (
     LIMIT,
     Issued,
@@ -26,19 +26,21 @@ _ALL_KNOWN = (
     sa.select(*(tokens.c[name] for name in _KNOWN), *(token_limits.c[name] for name in LIMIT))
     .join_from(tokens, token_limits, tokens.c.jti == token_limits.c.jti)
     .where(
-        tokens.c.device.in_(named("devices")),
-        sa.or_(tokens.c.superseded.is_(False), tokens.c.jti.in_(named("jtis"))),
+        listed(tokens.c.device, "devices"),
+        sa.or_(tokens.c.superseded.is_(False), listed(tokens.c.jti, "jtis")),
     )
 )
-_SUPERSEDE = sa.update(tokens).where(tokens.c.jti.in_(named("jtis"))).values(superseded=True)
+_SUPERSEDE = sa.update(tokens).where(listed(tokens.c.jti, "jtis")).values(superseded=True)
 _METER = (exposures.c.license, exposures.c.model, exposures.c.unit)
 _EXPOSED = (
     sa.select(*_METER, total(exposures.c.units).label("units"))
-    .where(exposures.c.license.in_(named("licenses")))
+    .where(listed(exposures.c.license, "licenses"))
     .group_by(*_METER)
 )
-_EXPOSURES = sa.select(exposures).where(exposures.c.device.in_(named("devices")))
-_CLEAR = sa.delete(exposures).where(sa.tuple_(exposures.c.device, exposures.c.epoch).in_(named("ledgers")))
+_EXPOSURES = sa.select(exposures).where(listed(exposures.c.device, "devices"))
+_CLEAR = sa.delete(exposures).where(
+    exposures.c.device == sa.bindparam("of_device"), exposures.c.epoch == sa.bindparam("of_epoch")
+)
 
 
 class KnownLimit(NamedTuple):
@@ -154,5 +156,5 @@ def replace_exposures(
 ) -> None:
     """Store anew what usable tokens let ledgers (device, epoch) reach."""
     if ledgers:
-        connection.execute(_CLEAR, {"ledgers": list(ledgers)})
+        connection.execute(_CLEAR, [{"of_device": device, "of_epoch": epoch} for device, epoch in ledgers])
         insert_all(connection, exposures, rows)

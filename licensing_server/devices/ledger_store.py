@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import insert_all, metadata, named
+from licensing_server.database import insert_all, listed, metadata
 from meterkit.ledger import Chain, TokenRef, Total
 from meterkit.licenses import Meter
 from meterkit.positions import Position
@@ -49,9 +49,9 @@ receipts = sa.Table(
 
 
 _PLACE = (heads.c.device, heads.c.epoch, heads.c.seq, heads.c.head)
-_TIPS = sa.select(heads).where(heads.c.device.in_(named("devices")), heads.c.is_tip.is_(True))
-_PLACES = sa.select(*_PLACE).where(sa.tuple_(*_PLACE).in_(named("places")))
-_END = sa.update(heads).where(sa.tuple_(*_PLACE).in_(named("places"))).values(is_tip=False)
+_TIPS = sa.select(heads).where(listed(heads.c.device, "devices"), heads.c.is_tip.is_(True))
+_PLACES = sa.select(*_PLACE).where(listed(heads.c.device, "devices"), listed(heads.c.head, "heads"))
+_END = sa.update(heads).where(*(each == sa.bindparam(f"this_{each.name}") for each in _PLACE)).values(is_tip=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +138,17 @@ def known_positions(
     connection: sa.Connection, asked: Collection[tuple[str, Position]]
 ) -> set[tuple[str, Position]]:
     """Those of the named places, of a device and in its ledger, that are checkpoints."""
-    rows = connection.execute(_PLACES, {"places": [(device, *position) for device, position in asked]})
-    return {(row.device, Position(row.epoch, row.seq, row.head)) for row in rows}
+    which = {"devices": [device for device, _ in asked], "heads": [position.head for _, position in asked]}
+    found = {(row.device, Position(row.epoch, row.seq, row.head)) for row in connection.execute(_PLACES, which)}
+    return found.intersection(asked)
 
 
 def go_on(connection: sa.Connection, ended: Sequence[Head], made: Sequence[Head]) -> None:
     """Store new checkpoints; those that their branches went on from are tips no more."""
-    places = [(head.chain.device, *head.position) for head in ended]
+    names = [f"this_{each.name}" for each in _PLACE]
+    places = [dict(zip(names, (head.chain.device, *head.position), strict=True)) for head in ended]
     if places:
-        connection.execute(_END, {"places": places})
+        connection.execute(_END, places)
     insert_all(connection, heads, [to_row(head) for head in made])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import counters, metadata, named
+from licensing_server.database import counters, listed, metadata
 from meterkit import limits
 
 _SEEN = "revocations_seen"  # a counter that the migrations made, so that no two transactions do
@@ -25,8 +25,10 @@ revocation_lists = sa.Table(
     sa.Column("body", sa.Text, nullable=False),
     sa.Column("issued_at", sa.BigInteger, nullable=False),
 )
+# All kinds there are, named because the table's key begins with them.
+_KINDS: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{kind}'") for kind in ("token", "license", "device")]
 _INSTANTS = sa.select(revocations.c.subject, revocations.c.created_at).where(
-    revocations.c.subject.in_(named("subjects"))
+    revocations.c.kind.in_(_KINDS), listed(revocations.c.subject, "subjects")
 )
 _NEWEST = sa.select(revocation_lists).order_by(revocation_lists.c.version.desc()).limit(1)
 

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import metadata, named
+from licensing_server.database import listed, metadata
 from meterkit.keys import VerifyKey
 
 devices = sa.Table(
@@ -80,8 +80,8 @@ _OWN = tuple(column.name for column in devices.columns)
 
 
 _NOTED = ("serial", "serial_seen", "seen_at")
-_ALL = sa.select(devices).where(devices.c.id.in_(named("ids")))
-_REVISIONS = sa.select(devices.c.id, devices.c.revision).where(devices.c.id.in_(named("ids")))
+_ALL = sa.select(devices).where(listed(devices.c.id, "ids"))
+_REVISIONS = sa.select(devices.c.id, devices.c.revision).where(listed(devices.c.id, "ids"))
 _NOTE = (
     sa.update(devices)
     .where(devices.c.id == sa.bindparam("this"))
@@ -91,8 +91,8 @@ _NOTE = (
 
 
 def from_row(row: Any) -> Device:
-    """Read a row."""
-    return Device(**{name: getattr(row, name) for name in _OWN})
+    """Read a row of all columns."""
+    return Device(**dict(zip(_OWN, row, strict=True)))
 
 
 def to_row(device: Device) -> dict[str, Any]:

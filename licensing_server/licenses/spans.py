@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import sqlalchemy as sa
 
-from licensing_server.database import insert_all, metadata, pieces
+from licensing_server.database import insert_all, listed, metadata, pieces
 from licensing_server.licenses import periods
 from licensing_server.licenses.periods import Bounds, Schedule
 from meterkit.limits import INTEGER_MAX
@@ -26,6 +26,11 @@ license_spans = sa.Table(
     sa.Column("end_at", sa.BigInteger, nullable=False),
 )
 Cuts = dict[str, list[int]]  # by license: where its spans begin, in order
+_STARTS = (
+    sa.select(license_spans.c.license, license_spans.c.start_at)
+    .where(listed(license_spans.c.license, "licenses"))
+    .order_by(license_spans.c.license, license_spans.c.start_at)
+)
 
 
 def ahead(schedule: Schedule, last: Mapping[str, Bounds], until: int) -> set[int]:
@@ -40,11 +45,9 @@ def ahead(schedule: Schedule, last: Mapping[str, Bounds], until: int) -> set[int
 
 def read(connection: sa.Connection, license_ids: Collection[str]) -> Cuts:
     """Where the spans of licenses begin; of a license that has none yet, nothing."""
-    table = license_spans.c
     found: Cuts = {}
     for some in pieces(license_ids):
-        chosen = sa.select(table.license, table.start_at).where(table.license.in_(some))
-        for license_id, start_at in connection.execute(chosen.order_by(table.license, table.start_at)):
+        for license_id, start_at in connection.execute(_STARTS, {"licenses": some}):
             found.setdefault(license_id, []).append(start_at)
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import insert_all, metadata, named
+from licensing_server.database import add_rows, listed, metadata
 from meterkit.ledger import Total
 from meterkit.licenses import Meter, Policy
 
@@ -71,19 +71,12 @@ activation_codes = sa.Table(
 )
 
 
-_ALL = sa.select(licenses).where(licenses.c.id.in_(named("licenses")))
+_ALL = sa.select(licenses).where(listed(licenses.c.id, "licenses"))
 _ALL_GRANTS = (
-    sa.select(license_models)
-    .where(license_models.c.license.in_(named("licenses")))
-    .order_by(license_models.c.model)
+    sa.select(license_models).where(listed(license_models.c.license, "licenses")).order_by(license_models.c.model)
 )
-_ALL_UNITS = sa.select(license_units).where(license_units.c.license.in_(named("licenses")))
-_UNITS_KEY = ("license", "model", "unit", "period_start")
-_PUT_UNITS = (
-    sa.update(license_units)
-    .where(*(license_units.c[name] == sa.bindparam(f"this_{name}") for name in _UNITS_KEY))
-    .values(units=sa.bindparam("new_units"), unsettled=sa.bindparam("new_unsettled"))
-)
+_ALL_UNITS = sa.select(license_units).where(listed(license_units.c.license, "licenses"))
+_UNITS = ("license", "model", "unit", "period_start", "units", "unsettled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,20 +302,11 @@ def read_units(connection: sa.Connection, license_ids: Collection[str]) -> dict[
 
 def put_units(connection: sa.Connection, added: Mapping[tuple[str, Meter, int], Total]) -> None:
     """Add what was newly accepted of licenses to what is known of them."""
-    stored = read_units(connection, {license_id for license_id, _, _ in added})
-    changed, made = [], []
-    for key, total in sorted(added.items()):
-        license_id, (model, unit), period_start = key
-        place = dict(zip(_UNITS_KEY, (license_id, model, unit, period_start), strict=True))
-        if key in stored:
-            both = stored[key].plus(*total)
-            of_place = {f"this_{name}": value for name, value in place.items()}
-            changed.append({**of_place, "new_units": both.units, "new_unsettled": both.unsettled})
-        else:
-            made.append({**place, "units": total.units, "unsettled": total.unsettled})
-    if changed:
-        connection.execute(_PUT_UNITS, changed)
-    insert_all(connection, license_units, made)
+    rows = [
+        dict(zip(_UNITS, (license_id, *meter, period_start, *total), strict=True))
+        for (license_id, meter, period_start), total in sorted(added.items())
+    ]
+    add_rows(connection, license_units, rows, {"units": "+", "unsettled": "+"})
 
 
 def accepted_units(connection: sa.Connection, license_id: str, meter: Meter, period_start: int) -> int:

@@ -13,7 +13,6 @@ from licensing_server.usage.known import Known, UnitsKey, counts_by_period
 from licensing_server.usage.plain import Plain
 from meterkit import envelopes
 from meterkit.ledger import Chain, Total
-from meterkit.licenses import Meter
 from meterkit.receipts import Receipt
 
 
@@ -44,7 +43,7 @@ def answer(server: Server, known: Known, plain: Plain, now: int) -> Answered:
     added = _count(known, plain)
     told = issue.believed_serial(plain.opened.last.has.serial)
     device = replace(plain.device, seen_at=now, serial_seen=max(plain.device.serial_seen, told))
-    chain, superseded = plain.taken[-1].after, _superseded(known, plain)
+    chain, superseded = plain.added[-1].after, _superseded(known, plain)
     issued = _issue(server, known, replace(plain, device=device), now)
     reach = _reach(known, plain, issued, superseded)
     ledger = (device.id, plain.epoch)
@@ -64,25 +63,20 @@ def answer(server: Server, known: Known, plain: Plain, now: int) -> Answered:
 
 def _count(known: Known, plain: Plain) -> dict[UnitsKey, Total]:
     """What is accepted of each license: in all, and per period where a pool counts by it."""
-    sums: dict[tuple[str, Meter, int | None], list[int]] = {}
-    for row in (row for each in plain.made for row in each.rows if not row["quarantined"]):
-        at = row["service_at"] if row["license"] in known.starts else None
-        both = sums.setdefault((row["license"], (row["model"], row["unit"]), at), [0, 0])
-        both[0] += row["units"]
-        both[1] += row["unsettled"]
     added: dict[UnitsKey, Total] = {}
-    for (license_id, meter, at), both in sums.items():
-        by_period = at is not None and known.by_period(license_id, meter)
-        for start in (0, known.starts[license_id](at)) if at is not None and by_period else (0,):
+    for (license_id, model, unit, at), used in (use for each in plain.added for use in each.uses.items()):
+        meter = model, unit
+        by_period = license_id in known.starts and known.by_period(license_id, meter)
+        for start in (0, known.starts[license_id](at)) if by_period else (0,):
             key = license_id, meter, start
-            added[key] = added.get(key, Total()).plus(*both)
+            added[key] = added.get(key, Total()).plus(used.units, used.unsettled)
     known.pools.add(added)
     return added
 
 
 def _superseded(known: Known, plain: Plain) -> tuple[str, ...]:
     """The tokens that are usable no longer, by what the device's own records say is installed."""
-    serial = max((each.serial for each in plain.made if each.serial is not None), default=0)
+    serial = max((each.serial for each in plain.added if each.serial is not None), default=0)
     tokens = known.tokens[plain.device.id].values()
     return tuple(
         token.jti
@@ -92,7 +86,7 @@ def _superseded(known: Known, plain: Plain) -> tuple[str, ...]:
 
 
 def _issue(server: Server, known: Known, plain: Plain, now: int) -> Issued:
-    chain, license_ = plain.taken[-1].after, plain.license
+    chain, license_ = plain.added[-1].after, plain.license
     anchor = issue.Anchor(position=chain.position, accepted=True, totals=chain.totals)
     left = {grant.meter: _pool_left(known, plain, grant, now) for grant in license_.grants}
     models = known.models[license_.product]
@@ -122,16 +116,16 @@ def _reach(
         if token.epoch == plain.epoch and not token.superseded and token.jti not in superseded
     ]
     return token_store.reach(
-        group_store.usable([*still, group_store.just_issued(issued)]), [plain.taken[-1].after.totals]
+        group_store.usable([*still, group_store.just_issued(issued)]), [plain.added[-1].after.totals]
     )
 
 
 def _heads(plain: Plain) -> tuple[Head, ...]:
     through, found = plain.start.through, []
-    for taken in plain.taken:
-        through = max(through, taken.batch.through)
-        is_tip = taken is plain.taken[-1]
-        found.append(Head(chain=taken.after, acceptance=taken.acceptance, is_tip=is_tip, through=through))
+    for added in plain.added:
+        through = max(through, added.opened.batch.through)
+        is_tip = added is plain.added[-1]
+        found.append(Head(chain=added.after, acceptance=added.acceptance, is_tip=is_tip, through=through))
     return tuple(found)
 
 

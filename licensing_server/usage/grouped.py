@@ -11,9 +11,9 @@ from licensing_server.licenses import store as license_store
 from licensing_server.server import Server
 from licensing_server.usage import answering, known, plain, rollups, store
 from licensing_server.usage.answering import Answered
-from licensing_server.usage.branches import Taken
 from licensing_server.usage.known import Known, UnitsKey
 from licensing_server.usage.opening import Opened
+from licensing_server.usage.plain import Added
 from meterkit.exchange import Reply
 from meterkit.ledger import Total
 
@@ -67,21 +67,21 @@ def _store(connection: Connection, answered: Collection[Answered], now: int) -> 
     if not answered:
         return
     batches: list[dict[str, Any]] = []
-    records: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
+    brought: list[rollups.Brought] = []
     heads: list[ledger_store.Head] = []
-    numbers = iter(next_numbers(connection, store.ACCEPTANCE, sum(len(each.plain.taken) for each in answered)))
+    numbers = iter(next_numbers(connection, store.ACCEPTANCE, sum(len(each.plain.added) for each in answered)))
     for each in answered:
-        own = {taken.acceptance: next(numbers) for taken in each.plain.taken}
-        for taken, made in zip(each.plain.taken, each.plain.made, strict=True):
-            number = own[taken.acceptance]
-            batches.append(_batch_row(taken, own, now))
-            for row in made.rows:
-                row["acceptance"] = number
-            records += made.rows
+        own = {added.acceptance: next(numbers) for added in each.plain.added}
+        for added in each.plain.added:
+            number = own[added.acceptance]
+            batches.append(_batch_row(added, own, now))
+            rows += [(*row, number) for row in added.rows]
+            brought.append(rollups.Brought(each.ledger, number, added.uses))
         heads += [replace(head, acceptance=own[head.acceptance]) for head in each.heads]
     store.insert_batches(connection, batches)
-    store.insert_records(connection, records)
-    rollups.add(connection, records)
+    store.insert_record_values(connection, rows)
+    rollups.add(connection, brought)
     ended = [each.plain.start for each in answered if each.plain.start.position.seq]
     ledger_store.go_on(connection, ended, heads)
     ledger_store.insert_receipts(connection, [(each.heads[-1], each.receipt) for each in answered], now)
@@ -102,14 +102,15 @@ def _added(answered: Collection[Answered]) -> dict[UnitsKey, Total]:
     return added
 
 
-def _batch_row(taken: Taken, numbers: dict[int, int], now: int) -> dict[str, Any]:
+def _batch_row(added: Added, numbers: dict[int, int], now: int) -> dict[str, Any]:
+    batch = added.opened.batch
     return {
-        **store.batch_row(taken.batch, device=taken.after.device),
+        **store.batch_row(batch, device=added.after.device),
         "received_at": now,
-        "body": store.pack(taken.text),
-        "acceptance": numbers[taken.acceptance],
-        "parent": taken.parent if taken.parent is None else numbers.get(taken.parent, taken.parent),
-        "first_new": taken.entries[0].seq,
+        "body": added.opened.packed,
+        "acceptance": numbers[added.acceptance],
+        "parent": added.parent if added.parent is None else numbers.get(added.parent, added.parent),
+        "first_new": batch.seq_from,
     }
 
 

@@ -135,6 +135,7 @@ def read(connection: Connection, group: Sequence[Opened]) -> Known:
 def _named_tokens(opened: Opened) -> set[str]:
     entries = [entry for each in opened.batches for entry in each.entries]
     named = {entry.claims["token"] for entry in entries if entry.claims["kind"] == "usage"}
+    named = named.union(*(each.run.tokens for each in opened.batches if each.run is not None))
     return named | {entry.claims["jti"] for entry in entries if entry.claims["kind"] == "token"}
 
 

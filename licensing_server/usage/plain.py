@@ -5,22 +5,41 @@ them; `judging` judges the others one by one. Where both could judge, they come 
 be rebuilt from the batches, however these were taken.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from licensing_server.devices.group_store import KnownToken
 from licensing_server.devices.ledger_store import Head
 from licensing_server.devices.store import Device
 from licensing_server.licenses.store import License
-from licensing_server.usage import records
+from licensing_server.usage import records, store, usual
 from licensing_server.usage.branches import Taken
 from licensing_server.usage.known import Known, receipt_position
-from licensing_server.usage.opening import Opened
-from licensing_server.usage.records import Attributed, IssuedToken
+from licensing_server.usage.opening import Opened, OpenedBatch
+from licensing_server.usage.records import Finding, IssuedToken, Uses
 from meterkit import ledger, limits
 from meterkit.errors import MeterkitError
 from meterkit.exchange import check_batch_for
 from meterkit.ledger import Chain
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """What one batch adds: the chain after it, the rows of its records but for their number, what these come to,
+    and the highest serial that its `token` records name.
+
+    `acceptance` is a stand-in below zero until the batch is stored; so may `parent` be.
+    """
+
+    acceptance: int
+    parent: int | None
+    opened: OpenedBatch
+    after: Chain
+    rows: list[tuple[Any, ...]]
+    uses: Uses
+    serial: int | None
+    findings: list[Finding]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +50,7 @@ class Plain:
     license: License
     opened: Opened
     start: Head
-    taken: tuple[Taken, ...]
-    made: tuple[Attributed, ...]
+    added: tuple[Added, ...]
 
     @property
     def epoch(self) -> str:
@@ -49,15 +67,14 @@ def judge(known: Known, opened: Opened, now: int) -> Plain | None:
     start = _start(known, opened)
     if start is None:
         return None
+    tokens = _issued_tokens(known, opened.device, opened.last.epoch)
     try:
-        taken = _follow(opened, start, device.product)
+        added = tuple(_follow(opened, start, device.product, tokens, now))
     except MeterkitError:
         return None
-    tokens = _issued_tokens(known, opened.device, opened.last.epoch)
-    made = tuple(records.attribute(each, tokens, received_at=now) for each in taken)
-    if not _needs_no_look(known, opened, made):
+    if not all(_needs_no_look(known, opened.device, each) for each in added):
         return None
-    return Plain(device=device, license=license_, opened=opened, start=start, taken=taken, made=made)
+    return Plain(device=device, license=license_, opened=opened, start=start, added=added)
 
 
 def _in_good_standing(known: Known, device: Device, license_: License, opened: Opened, now: int) -> bool:
@@ -94,27 +111,43 @@ def _start(known: Known, opened: Opened) -> Head | None:
     return ends[0] if len(ends) == 1 and ends[0].position == first.start else None
 
 
-def _follow(opened: Opened, start: Head, product: str) -> tuple[Taken, ...]:
-    """Let the records stand where they would; raises as `branches.judge` does."""
-    chain, parent, found = start.chain, start.acceptance, []
-    for number, each in enumerate(opened.batches):
-        after = ledger.follow_all(chain, each.entries)
-        named = [entry.claims["license"] for entry in each.entries if entry.claims["kind"] in ("token", "usage")]
-        in_force = [after.token.license_id if after.token else None]
-        check_batch_for(each.batch, product=product, licenses=named or in_force)
-        found.append(
-            Taken(
-                acceptance=-1 - number,
-                parent=parent or None,
-                batch=each.batch,
-                text=each.text,
-                before=chain,
-                after=after,
-                entries=each.entries,
-            )
-        )
-        chain, parent = after, -1 - number
-    return tuple(found)
+def _follow(
+    opened: Opened, start: Head, product: str, tokens: Mapping[str, IssuedToken], now: int
+) -> Iterator[Added]:
+    """Let the batches stand where they would; raises as `branches.judge` does."""
+    chain, parent = start.chain, start.acceptance
+    for number, each in enumerate(opened.batches, 1):
+        added = _add(each, chain, product, tokens, now)
+        yield replace(added, acceptance=-number, parent=parent or None)
+        chain, parent = added.after, -number
+
+
+def _add(each: OpenedBatch, chain: Chain, product: str, tokens: Mapping[str, IssuedToken], now: int) -> Added:
+    """Let one batch stand: its run as a whole if it is a usual one, all other records one by one."""
+    judged, entries = None, each.entries
+    if each.run is not None:
+        judged = usual.judge(ledger.follow_all(chain, entries), each.run, tokens, received_at=now)
+        entries = entries if judged else each.all_entries()
+    after = judged.after if judged else ledger.follow_all(chain, entries)
+    named = [entry.claims["license"] for entry in entries if entry.claims["kind"] in ("token", "usage")]
+    if judged or not named:
+        named.append(after.token.license_id if after.token else None)
+    batch = each.batch
+    check_batch_for(batch, product=product, licenses=named)
+    taken = Taken(
+        acceptance=0, parent=None, batch=batch, text=each.text, before=chain, after=after, entries=entries
+    )
+    made = records.attribute(taken, tokens, received_at=now)
+    return Added(
+        acceptance=0,
+        parent=None,
+        opened=each,
+        after=after,
+        rows=judged.rows if judged else list(map(store.record_values, made.rows)),
+        uses=judged.uses if judged else records.plain_uses(made.rows),
+        serial=made.serial,
+        findings=made.findings,
+    )
 
 
 def _issued_tokens(known: Known, device: str, epoch: str) -> dict[str, IssuedToken]:
@@ -131,10 +164,10 @@ def _issued_tokens(known: Known, device: str, epoch: str) -> dict[str, IssuedTok
     }
 
 
-def _needs_no_look(known: Known, opened: Opened, made: Sequence[Attributed]) -> bool:
+def _needs_no_look(known: Known, device: str, added: Added) -> bool:
     """Whether all that was found is of a kind of which one open exception says enough, and is open."""
-    found = [finding for each in made for finding in each.findings]
-    epoch = opened.last.epoch
+    batch = added.opened.batch
     return all(
-        each.kind in records.ONCE_OPEN and (opened.device, epoch, each.kind) in known.open_kinds for each in found
-    ) and all(row["license"] in known.licenses for each in made for row in each.rows)
+        each.kind in records.ONCE_OPEN and (device, batch.epoch, each.kind) in known.open_kinds
+        for each in added.findings
+    ) and (not added.rows or batch.license_id in known.licenses)

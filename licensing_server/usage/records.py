@@ -4,7 +4,7 @@ Pure: it judges what is quarantined (kept and receipted, not billed until resolv
 a person should look at.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ from licensing_server.usage.branches import Taken
 from meterkit import limits
 from meterkit.ledger import Entry, TokenRef, Total
 from meterkit.licenses import Meter
+from meterkit.tuples import NamedTuple
 
 _NOTHING = Total()
+PLAUSIBLE_UNITS_MAX = limits.UNITS_PER_SECOND_MAX * limits.WINDOW_S  # of one record
 # The flags that open an exception; one open exception of these kinds per ledger says enough.
 _FLAGGED = {"over_limit": "over_limit", "clock": "clock", "expired": "out_of_window"}
 ONCE_OPEN = ("over_limit", "clock", "out_of_window", "revoked", "server_rollback", "unsettled")
@@ -54,6 +56,35 @@ class Attributed:
     serial: int | None = None  # the highest serial that its `token` records name, of tokens issued here
 
 
+class Used(NamedTuple):
+    """What some records of one ledger come to: units, and the first and the last of them."""
+
+    units: int
+    unsettled: int
+    seq_first: int
+    seq_last: int
+
+    def plus(self, other: "Used") -> "Used":
+        """What both come to."""
+        first, last = min(self.seq_first, other.seq_first), max(self.seq_last, other.seq_last)
+        return Used(self.units + other.units, self.unsettled + other.unsettled, first, last)
+
+
+UsedKey = tuple[str, str, str, int]  # license, model, unit, and the instant of service
+Uses = dict[UsedKey, Used]
+
+
+def plain_uses(rows: Iterable[Mapping[str, Any]]) -> Uses:
+    """Add up those rows of one batch that count whole: of which nothing is set aside, and nothing repeated."""
+    found: Uses = {}
+    for row in rows:
+        if not (row["quarantined"] or row["repeated"]):
+            key = row["license"], row["model"], row["unit"], row["service_at"]
+            used = Used(row["units"], row["unsettled"], row["seq"], row["seq"])
+            found[key] = found[key].plus(used) if key in found else used
+    return found
+
+
 def token_ids(taken: Taken) -> set[str]:
     """The tokens that a batch's records name, and the one in force before them."""
     named = {taken.before.token.jti} if taken.before.token else set()
@@ -73,14 +104,14 @@ def attribute(taken: Taken, known: Mapping[str, IssuedToken], *, received_at: in
     """
     made = Attributed()
     token, totals = taken.before.token, dict(taken.before.totals)
-    ours = token is not None and _is_ours(token, known)
+    ours = token is not None and is_ours(token, known)
     suspects: dict[str, list[int]] = {}
     for entry in taken.entries:
         claims = entry.claims
         kind = claims["kind"]
         if kind == "token":
             token = _named(entry)
-            ours = _is_ours(token, known)
+            ours = is_ours(token, known)
             made.serial = token.serial if ours else made.serial
         elif kind == "clock" and claims["reason"] == "back":
             suspects.setdefault("clock", []).append(entry.seq)
@@ -91,7 +122,7 @@ def attribute(taken: Taken, known: Mapping[str, IssuedToken], *, received_at: in
             totals[meter] = totals.get(meter, _NOTHING).plus(claims["units"], claims["unsettled"])
             if why is not None:
                 suspects.setdefault(why, []).append(entry.seq)
-            for name in _suspicions(claims, known.get(claims["token"]), totals[meter]):
+            for name in suspicions(claims, known.get(claims["token"]), totals[meter]):
                 suspects.setdefault(name, []).append(entry.seq)
     for kind, seqs in suspects.items():
         evidence = {
@@ -136,7 +167,7 @@ def _named(entry: Entry) -> TokenRef:
     return TokenRef(jti=claims["jti"], serial=claims["serial"], iat=claims["iat"], license_id=claims["license"])
 
 
-def _is_ours(token: TokenRef, known: Mapping[str, IssuedToken]) -> bool:
+def is_ours(token: TokenRef, known: Mapping[str, IssuedToken]) -> bool:
     """Whether a `token` record names a token that was issued to this device, and tells the truth about it."""
     issued = known.get(token.jti)
     told = IssuedToken(license=token.license_id, serial=token.serial, iat=token.iat)
@@ -151,12 +182,12 @@ def _quarantine(claims: Mapping[str, Any], known: Mapping[str, IssuedToken]) -> 
     """
     if claims["token"] not in known:
         return "unknown_token"
-    if claims["units"] + claims["unsettled"] > limits.UNITS_PER_SECOND_MAX * limits.WINDOW_S:
+    if claims["units"] + claims["unsettled"] > PLAUSIBLE_UNITS_MAX:
         return "implausible_rate"
     return None
 
 
-def _suspicions(claims: Mapping[str, Any], token: IssuedToken | None, total: Total) -> list[str]:
+def suspicions(claims: Mapping[str, Any], token: IssuedToken | None, total: Total) -> list[str]:
     """What a person should look at in one record: what the device says itself, and what it does not say.
 
     It is accepted and billed all the same: what happened and what was allowed are two questions (DESIGN §4).
@@ -175,10 +206,14 @@ def _suspicions(claims: Mapping[str, Any], token: IssuedToken | None, total: Tot
     return found
 
 
+def service_at(window: int, token: TokenRef, received_at: int) -> int:
+    """The instant of service of a record: its window's start, held between its token and its arrival."""
+    return min(max(window * limits.WINDOW_S, token.iat), received_at)
+
+
 def _row(taken: Taken, entry: Entry, token: TokenRef, *, received_at: int, why: str | None) -> dict[str, Any]:
     claims = entry.claims
-    start_s = claims["window"] * limits.WINDOW_S
-    service_at = min(max(start_s, token.iat), received_at)
+    at = service_at(claims["window"], token, received_at)
     return {
         "device": taken.after.device,
         "epoch": taken.batch.epoch,
@@ -194,8 +229,8 @@ def _row(taken: Taken, entry: Entry, token: TokenRef, *, received_at: int, why: 
         "unsettled": claims["unsettled"],
         "window": claims["window"],
         "provisional": claims["provisional"],
-        "service_at": service_at,
-        "shifted": service_at != start_s,
+        "service_at": at,
+        "shifted": at != claims["window"] * limits.WINDOW_S,
         "flags": claims["flags"],
         "recorded_at": claims["time"],
         "quarantined": why is not None,

@@ -7,18 +7,20 @@ tells how far it reaches, in time and in acceptance: whoever may know less than 
 A license whose usage is not added up yet (its records are older than these tables) has no spans, and no rows.
 """
 
-import functools
+import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from licensing_server.database import add_to, adding, metadata, named, pieces, total
+from licensing_server.database import add_rows, add_to, metadata, pieces, total
 from licensing_server.licenses import spans
 from licensing_server.licenses.spans import EVER, Cuts, license_spans
+from licensing_server.usage.records import Uses
 from licensing_server.usage.store import ODD, usage_records
 from meterkit.limits import INTEGER_MAX
+from meterkit.tuples import NamedTuple
 
 usage_rollups = sa.Table(
     "usage_rollups",
@@ -53,6 +55,7 @@ _SUMS = {
 _ADDED = {"units": "+", "unsettled": "+"} | {
     name: "<" if name.endswith("_first") else ">" for name in _SUMS if name.endswith(("_first", "_last"))
 }
+_WAYS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "<": min, ">": max}
 # The span that holds a record. Written so that databases compare a record with its license's spans in memory: to
 # look each one up in the index of their key takes three times as long.
 HOLDS = sa.and_(
@@ -60,30 +63,32 @@ HOLDS = sa.and_(
 )
 
 
-def add(connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add records that were just stored, by one statement for all; each has its acceptance number."""
-    plain = [row for row in rows if not (row["quarantined"] or row["repeated"])]
-    if not plain:
-        return
-    numbers = [row["acceptance"] for row in plain]
-    instants = [row["service_at"] for row in plain]
-    which = {
-        "of_devices": sorted({row["device"] for row in plain}),
-        "of_licenses": sorted({row["license"] for row in plain}),
-        "from_acceptance": min(numbers),
-        "to_acceptance": max(numbers),
-        "from_at": min(instants),
-        "to_at": max(instants),
-    }
-    connection.execute(_adding_new(connection.dialect.name), which)
+class Brought(NamedTuple):
+    """What a batch brought: its ledger (device, epoch), its number, and what its plain records come to."""
+
+    ledger: tuple[str, str]
+    acceptance: int
+    uses: Uses
 
 
-@functools.cache  # making it anew takes longer than executing it
-def _adding_new(dialect_name: str) -> sa.Insert:
-    new = _RECORD.acceptance.between(sa.bindparam("from_acceptance"), sa.bindparam("to_acceptance"))
-    within = sa.and_(_SPAN.start_at <= sa.bindparam("to_at"), _SPAN.end_at > sa.bindparam("from_at"))
-    named_ones = _RECORD.device.in_(named("of_devices")), _SPAN.license.in_(named("of_licenses"))
-    return adding(dialect_name, usage_rollups, _summed(new, within, *named_ones), _ADDED)
+def add(connection: sa.Connection, brought: Sequence[Brought]) -> None:
+    """Add what batches brought, in the transaction that stores their records."""
+    starts = spans.read(connection, {key[0] for each in brought for key in each.uses})
+    sums: dict[tuple[Any, ...], dict[str, int]] = {}
+    for (device, epoch), acceptance, uses in brought:
+        for (license_id, model, unit, at), used in uses.items():
+            if license_id in starts:
+                start_at = starts[license_id][bisect_right(starts[license_id], at) - 1]
+                key = device, epoch, license_id, model, unit, start_at
+                new = dict(zip(_SUMS, (*used, at, at, acceptance), strict=True))
+                sums[key] = _both(sums[key], new) if key in sums else new
+    rows = [{**dict(zip((*METERED, "start_at"), key, strict=True)), **each} for key, each in sums.items()]
+    add_rows(connection, usage_rollups, rows, _ADDED)
+
+
+def _both(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    """What two sums come to, column by column as the database adds them."""
+    return {name: _WAYS[sign](one[name], other[name]) for name, sign in _ADDED.items()}
 
 
 def renew(connection: sa.Connection, device: str, epochs: Iterable[str]) -> None:

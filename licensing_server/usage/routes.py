@@ -12,31 +12,35 @@ from licensing_server.bodies import ServerDep, inflate, json_body, wire
 from licensing_server.grouping import Grouping
 from licensing_server.pages import Document, PageDep
 from licensing_server.usage import deciding, events, schemas, service
+from licensing_server.usage.opening import Opened
 from meterkit import limits
 from meterkit.exchange import BATCH_MEDIA_TYPE, REPLY_MEDIA_TYPE, Reply, split_batches
 
 router = APIRouter(prefix="/v1")
 _TOGETHER_BYTES_MAX = 256 * 1024  # a larger request would keep those waiting that were taken with it
 
-Wire = Annotated[bytes, Depends(wire(BATCH_MEDIA_TYPE, limits.EXCHANGE_WIRE_BYTES_MAX))]
+_read = wire(BATCH_MEDIA_TYPE, limits.EXCHANGE_WIRE_BYTES_MAX)
 State = Literal["open", "acknowledged", "resolved"] | None
 Resolution = Annotated[schemas.Resolution, json_body(schemas.Resolution)]
 Acknowledgment = Annotated[schemas.Acknowledgment, json_body(schemas.Acknowledgment)]
 Reopening = Annotated[schemas.Reopening, json_body(schemas.Reopening)]
 
 
-@router.post("/exchanges")
-async def exchange(server: ServerDep, request: Request, body: Wire) -> Response:
+async def exchange(request: Request) -> Response:
     """Take a device's batches, with those of other devices where nothing is odd; the answer is one reply."""
-    data = body
+    data = body = await _read(request)
     if "content-encoding" in request.headers:  # nothing to inflate is no work for a thread
         data = await run_in_threadpool(inflate, request, body, limits.EXCHANGE_BYTES_MAX)
     texts = split_batches(data, batches_max=limits.EXCHANGE_BATCHES_MAX)
-    together: Grouping[list[str], Reply | None] = request.app.state.exchanges
+    together: Grouping[list[str], Opened | None, Reply | None] = request.app.state.exchanges
     reply = await together.ask(texts) if len(data) <= _TOGETHER_BYTES_MAX else None
     if reply is None:
-        reply = (await run_in_threadpool(service.take_alone, server, texts)).reply
+        reply = (await run_in_threadpool(service.take_alone, request.app.state.server, texts)).reply
     return Response(reply.to_bytes(), media_type=REPLY_MEDIA_TYPE)
+
+
+# A plain route, inside of the same middleware: to find what it depends on would take as long as all else of HTTP.
+router.add_route("/v1/exchanges", exchange, methods=["POST"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from licensing_server.licenses.store import License
 from licensing_server.pages import Document, Page
 from licensing_server.server import Server
 from licensing_server.usage import grouped, judging, opening, store, taking
+from licensing_server.usage.opening import Opened
 from meterkit import envelopes
 from meterkit.errors import MeterkitError, TrustError
 from meterkit.exchange import Reply
@@ -65,15 +66,28 @@ def take_together(server: Server, requests: Sequence[Sequence[str]]) -> list[Rep
     Raises:
         ServiceError: `database_unavailable`; nothing of the group is acknowledged then.
     """
+    return take_opened(server, open_together(server, requests))
+
+
+def open_together(server: Server, requests: Sequence[Sequence[str]]) -> list[Opened | None]:
+    """Open requests, each of one device, before any transaction; None for those that are to be taken alone.
+
+    Raises:
+        ServiceError: `database_unavailable`, where a device's key is to be read.
+    """
     _learn_keys(server, requests)
-    opened = [opening.open_plain(texts, lambda kid: _known_key(server, kid)) for texts in requests]
+    return [opening.open_plain(texts, lambda kid: _known_key(server, kid)) for texts in requests]
+
+
+def take_opened(server: Server, opened: Sequence[Opened | None]) -> list[Reply | None]:
+    """Take what was opened, as `take_together` does."""
     plain = [each for each in opened if each is not None]
     try:
         replies = iter(grouped.take(server, plain) if plain else [])
     except MeterkitError as error:
         if error.code == "database_unavailable":
             raise
-        return [None] * len(requests)
+        return [None] * len(opened)
     return [None if each is None else next(replies) for each in opened]
 
 

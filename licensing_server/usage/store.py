@@ -1,14 +1,15 @@
 """Usage as it was signed (batches), what is queried of it (usage records), and exceptions."""
 
+import json
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server import pages
-from licensing_server.database import BIG, insert_all, metadata, named, pieces, total
+from licensing_server.database import BIG, insert_all, insert_values, listed, metadata, pieces, total
 from meterkit import envelopes
 from meterkit.exchange import Batch, read_batch
 from meterkit.limits import INTEGER_MAX
@@ -93,7 +94,7 @@ exceptions = sa.Table(
     sa.Column("note", sa.Text),
 )
 _OPEN_KINDS = sa.select(exceptions.c.device, exceptions.c.epoch, exceptions.c.kind).where(
-    exceptions.c.device.in_(named("devices")), exceptions.c.state != "resolved"
+    listed(exceptions.c.device, "devices"), exceptions.c.state != "resolved"
 )
 _PACKED = 2  # of zlib's levels: the usual one takes twice as long, for a fifteenth less
 ACCEPTANCE = "acceptance"  # the counter of batches: its numbers come in commit order and leave no gap
@@ -205,6 +206,37 @@ def insert_batches(connection: sa.Connection, rows: Sequence[dict[str, Any]]) ->
 def insert_records(connection: sa.Connection, rows: list[dict[str, Any]]) -> None:
     """Store usage records."""
     insert_all(connection, usage_records, rows)
+
+
+# What is known of a record before it is stored; its number comes last.
+_RECORD = (
+    *(
+        "device",
+        "epoch",
+        "seq",
+        "hash",
+        "prev",
+        "license",
+        "token",
+        "model",
+        "unit",
+        "digest",
+        "units",
+        "unsettled",
+    ),
+    *("window", "provisional", "service_at", "shifted", "flags", "recorded_at", "quarantined", "quarantined_for"),
+    "repeated",
+)
+
+
+def record_values(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Write a usage record's row but for its number, as `insert_record_values` takes it."""
+    return tuple(json.dumps(row[name]) if name == "flags" else row[name] for name in _RECORD)
+
+
+def insert_record_values(connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Store usage records, each as `record_values` has it and with the number of its batch."""
+    insert_values(connection, usage_records, (*_RECORD, "acceptance"), rows)
 
 
 def insert_exception(connection: sa.Connection, row: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def _store_records(server: Server, connection: Connection, taken: Taken, accepta
         findings += [found] if found else []
     rows = [{**row, "acceptance": acceptance} for row in made.rows]
     store.insert_records(connection, rows)
-    rollups.add(connection, rows)
+    rollups.add(connection, [rollups.Brought((device, epoch), acceptance, records.plain_uses(rows))])
     counted = [row for row in made.rows if not row["quarantined"]]
     add_units(connection, [{**row, "units": row["units"] - row["repeated"]} for row in counted])
     if made.serial is not None:

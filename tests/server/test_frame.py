@@ -35,7 +35,8 @@ def routes():
 
 
 def scope_of(route):
-    guards = [each.dependency.scope for each in route.dependencies if isinstance(each.dependency, Allowed)]
+    asked = getattr(route, "dependencies", ())  # a plain route asks for nothing
+    guards = [each.dependency.scope for each in asked if isinstance(each.dependency, Allowed)]
     return guards[0] if guards else None
 
 

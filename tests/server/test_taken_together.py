@@ -380,7 +380,7 @@ def test_what_is_asked_meanwhile_is_the_next_group():
         return [each * 2 for each in asked]
 
     async def play():
-        grouping = Grouping(work)
+        grouping = Grouping(list, work)
         first = asyncio.create_task(grouping.ask(0))
         await asyncio.to_thread(at_work.wait, 20)
         others = [asyncio.create_task(grouping.ask(number)) for number in range(1, ASKED_MAX + 10)]
@@ -392,6 +392,32 @@ def test_what_is_asked_meanwhile_is_the_next_group():
     assert list(map(len, groups)) == [1, ASKED_MAX, 9]
 
 
+def test_what_comes_while_a_group_is_prepared_joins_it():
+    groups = []
+    preparing, go_on = threading.Event(), threading.Event()
+
+    def prepare(asked):
+        preparing.set()
+        assert go_on.wait(20)
+        return [2 * number for number in asked]
+
+    def work(prepared):
+        groups.append(prepared)
+        return prepared
+
+    async def play():
+        grouping = Grouping(prepare, work)
+        first = asyncio.create_task(grouping.ask(0))
+        await asyncio.to_thread(preparing.wait, 20)
+        others = [asyncio.create_task(grouping.ask(number)) for number in range(1, ASKED_MAX + 10)]
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(first, *others)
+
+    assert asyncio.run(play()) == [2 * number for number in range(ASKED_MAX + 10)]
+    assert list(map(len, groups)) == [ASKED_MAX, 10]
+
+
 def test_a_failure_reaches_all_of_its_group_and_no_other():
     def work(asked):
         if "bad" in asked:
@@ -399,7 +425,7 @@ def test_a_failure_reaches_all_of_its_group_and_no_other():
         return asked
 
     async def play():
-        grouping = Grouping(work)
+        grouping = Grouping(list, work)
         outcomes = await asyncio.gather(grouping.ask("bad"), grouping.ask("with it"), return_exceptions=True)
         return [*outcomes, await grouping.ask("later")]
 
@@ -411,7 +437,7 @@ def test_a_failure_reaches_all_of_its_group_and_no_other():
 
 def test_who_stops_waiting_holds_up_nobody():
     async def play():
-        grouping = Grouping(lambda asked: asked)
+        grouping = Grouping(list, list)
         gone, there = asyncio.create_task(grouping.ask(1)), asyncio.create_task(grouping.ask(2))
         await asyncio.sleep(0)
         gone.cancel()
