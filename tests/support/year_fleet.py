@@ -14,10 +14,12 @@ from fleet import MODEL, PRODUCT, FakeDevice
 
 from licensing_server import renewing
 from licensing_server.accounts import service as accounts
-from licensing_server.billing import changing, disputing, service, settling
+from licensing_server.billing import changing, correcting, disputing, service, settling
 from licensing_server.catalog import service as catalog
 from licensing_server.customers import service as customers
+from licensing_server.database import read
 from licensing_server.devices import decisions
+from licensing_server.licenses import periods
 from licensing_server.licenses import service as licenses
 from licensing_server.usage import deciding
 from meterkit.keys import SigningKey
@@ -137,8 +139,10 @@ class Year:
     def now(self) -> int:
         return self.biller.clock.now
 
-    def plans(self, name: str) -> str:
+    def plans(self, name: str, **changed: Any) -> str:
+        """Make a customer's plan, its usage charges changed as named."""
         body = {"v": 1, "interval": "month", **PLANS[name]}
+        body["charges"] = [{**each, **(changed if each["type"] == "usage" else {})} for each in body["charges"]]
         return str(
             catalog.create_plan(self.server, name=f"{name}-{len(self.licenses)}-{self.now}", body=body)["id"]
         )
@@ -280,6 +284,25 @@ class Year:
                 deciding.resolve(self.server, exception["id"], how, who="year")
                 self.mishaps["branch dismissed"] += 1
                 return
+
+    def _in_10(self) -> None:
+        """From July or September on some were billed by the wrong prices; for one it was right from August on."""
+        flat = {"model": "per_unit", "unit_amount": "0.05"}
+        for name, month in (("ladder", 7), ("waived", 7), ("covered", 9)):
+            self._correct(name, month, self.plans(name, price=flat))
+        self._correct("waived", 8, licenses.show(self.server, self.licenses["waived"])["versions"][0]["plan"])
+
+    def _correct(self, name: str, month: int, plan: str) -> None:
+        starts_at = self._period_start(name, midnight(2028, month))
+        named = {"plan": plan, "starts_at": starts_at, "note": "the wrong prices"}
+        correcting.correct_plan(self.server, self.licenses[name], **named)
+        self.mishaps["plan corrected"] += 1
+
+    def _period_start(self, name: str, at: int) -> int:
+        """Where the period starts that holds an instant."""
+        with read(self.server) as connection:
+            stored = periods.read(connection, [self.licenses[name]])[self.licenses[name]]
+        return max(bounds.start_at for _, bounds in stored if bounds.start_at <= at)
 
     def _in_11(self) -> None:
         """The root signs the next year's keyring; what was signed before stays good."""
