@@ -142,7 +142,7 @@ def _estimate(gap: Gap, units: int, quantity_max: int | None) -> Estimate:
 def count(found: Iterable[Gap], calendar: Calendar, run: Run, records: Iterable[Record]) -> Counted:
     """Add up what missing devices used, of one license's records: when it was used counts, not when it came."""
     own: dict[str, list[Record]] = {gap.device: [] for gap in found}
-    for record in records:
+    for record in records if own else ():
         if record.device in own:
             own[record.device].append(record)
     units: Counter[tuple[str, Slot, Meter]] = Counter()

@@ -43,9 +43,7 @@ class Replay:
         self.reports: list[tuple[int, int]] = []  # acceptance, and the instant through which it had reported then
         self._nodes: dict[Name, Node] = {}
         self._foundations: dict[Position, Receipt] = {}
-        self._founded: dict[
-            Position, tuple[int, Chain]
-        ] = {}  # and the acceptance that is the first to go on there
+        self._founded: dict[Position, Chain] = {}
 
     def stand_on(self, receipt: Receipt) -> None:
         """Let a chain go on from a receipt where no batch reaches its position: the records before are gone.
@@ -60,13 +58,13 @@ class Replay:
         """Whether a chain does so whose records before have not come after all."""
         return any((at.epoch, at.head) not in self._nodes for at in self._founded)
 
-    def _found(self, batch: Batch, acceptance: int) -> Chain | None:
+    def _found(self, batch: Batch) -> Chain | None:
         receipt = self._foundations.get(batch.start)
         if receipt is None:
             return None
         token = TokenRef(jti="", serial=0, iat=0, license_id=batch.license_id or "")
         chain = Chain(device=self._device, position=batch.start, token=token, totals=receipt.totals)
-        return self._founded.setdefault(batch.start, (acceptance, chain))[1]
+        return self._founded.setdefault(batch.start, chain)
 
     def add(self, batch: Batch, *, acceptance: int, received_at: int) -> None:
         """Follow one accepted batch. Its signature is the caller's to check.
@@ -76,7 +74,7 @@ class Replay:
                 `record_out_of_place`), or does not reach the head that it names.
             InputError: for a record that has not the form of its kind.
         """
-        chain = self._chain_at(batch.start) or self._found(batch, acceptance)
+        chain = self._chain_at(batch.start) or self._found(batch)
         if chain is None:
             raise LedgerError("batch_gap", f"epoch {batch.epoch}, seq {batch.seq_from}")
         for body in batch.bodies:
@@ -97,8 +95,7 @@ class Replay:
         node = self._nodes.get((position.epoch, position.head))
         if node is not None and node.entry.seq == position.seq and node.acceptance <= acceptance_max:
             return node.chain
-        acceptance, chain = self._founded.get(position, (0, None))
-        return chain if acceptance <= acceptance_max else None
+        return self._founded.get(position)
 
     def totals_at(
         self, position: Position, acceptance_max: int = limits.INTEGER_MAX
