@@ -41,6 +41,7 @@ _CONTRACTS: list[dict[str, Any]] = [
     {"interim": True},
     {"close": {"policy": "grace", "days": 5}},
     {"close": {"policy": "coverage", "percent": 60, "days": 9}},
+    {"close": {"policy": "estimate", "percent": 60, "days": 1}},
     {"late": {"policy": "carry_over"}},
 ]
 _FEES: list[list[dict[str, Any]]] = [
@@ -80,9 +81,10 @@ class Books:
     def plan(self) -> str:
         """Make a plan for a license to be sold by; give its id."""
         choose = self._chance.choice
+        every = choose(["day", "month"])  # a world lasts for weeks
         charges = [
-            _usage("calls", CALLS, choose(_CALLS_COST)),
-            _usage("items", ITEMS, _ITEMS_COST),
+            _usage("calls", CALLS, choose(_CALLS_COST), every),
+            _usage("items", ITEMS, _ITEMS_COST, every),
             *choose(_FEES),
         ]
         body = {"v": 1, "currency": "EUR", "interval": "month", "charges": charges, **choose(_CONTRACTS)}
@@ -119,6 +121,7 @@ class Books:
         self._compare_units()
 
     def _audit(self, invoice: str) -> None:
+        """Ask the document's evidence alone."""
         number, data = service.show_evidence(self._fleet.server, invoice)
         self.documents += 1
         result = audit.recompute(evidence.read_zip(data), {self._fleet.made.fingerprint})
@@ -141,6 +144,7 @@ class Books:
                 same(f"billed {charge} of {license_id}", billed[license_id, charge], used)
 
 
-def _usage(name: str, meter: Meter, price: dict[str, Any]) -> dict[str, Any]:
+def _usage(name: str, meter: Meter, price: dict[str, Any], interval: str) -> dict[str, Any]:
     model, unit = meter
-    return {"id": name, "type": "usage", "meter": {"model": model, "unit": unit}, "price": price}
+    charged = {"meter": {"model": model, "unit": unit}, "price": price, "interval": interval}
+    return {"id": name, "type": "usage", **charged}
