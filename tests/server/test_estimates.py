@@ -10,7 +10,7 @@ from exposed_fleet import compare_exposures, runs_through
 from fleet import MODEL
 from lively_fleet import lively
 
-from licensing_server.billing import chains, documents, outputs, service, sums
+from licensing_server.billing import chains, conserving, documents, outputs, service, sums
 from licensing_server.billing import terms as customer_terms
 from licensing_server.customers import service as customers
 from licensing_server.database import write
@@ -18,6 +18,7 @@ from licensing_server.devices import decisions
 from licensing_server.devices.store import devices as device_table
 from licensing_server.licenses import service as licenses
 from licensing_server.pages import Page
+from licensing_server.reconciliation import service as reconciliation
 from meterkit import estimates
 from meterkit.attribution import Calendar, Run
 from meterkit.canonical import to_bytes
@@ -156,6 +157,19 @@ def test_what_another_license_allows_a_device_bounds_no_estimate_of_the_first(bi
         ("measured", at("2026-01-01"), 90, "90.00"),
         ("estimated", FEBRUARY, 10, "10.00"),
     ]
+
+
+def test_estimated_units_are_in_no_place_where_accepted_ones_are(biller, month):
+    """431 were accepted, and are invoiced; the 210 estimated ones are on the invoice, and in no statement."""
+    license_id, *_ = month
+    assert lines(bill_at(biller, MARCH + DAY))[0] == ("estimated", FEBRUARY, 210, "210.00")
+    places = conserving.show(biller.server)
+    (place,) = places["items"]
+    assert places["holds"]
+    assert (place["license"], place["accepted"], place["invoiced"], place["pending"]) == (license_id, 431, 431, 0)
+    stated = reconciliation.page(biller.server, reconciliation.Asked(), Page())
+    assert stated["holds"]
+    assert [each["reported"] for each in stated["summary"]["totals"]] == [431]
 
 
 def bodies(biller, run: Run) -> list[bytes]:
