@@ -91,8 +91,8 @@ _NOTE = (
 
 
 def from_row(row: Any) -> Device:
-    """Read a row of all columns."""
-    return Device(**dict(zip(_OWN, row, strict=True)))
+    """Read a row that begins with all columns; a page's have what they are ordered by behind."""
+    return Device(**dict(zip(_OWN, row, strict=False)))
 
 
 def to_row(device: Device) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def test_a_seed_replays_its_run_exactly(play):
 @pytest.mark.parametrize("postgresql", ["sqlite"], indirect=True)
 def test_a_run_that_differs_says_so_and_how_to_see_it_again(play, monkeypatch):
     monkeypatch.setattr("licensing_server.usage.taking.add_units", lambda *_: None)
-    run = play(3)
+    run = play(4)
     assert run.difference is not None
-    assert "python tests/simulator.py 3" in run.explain()
+    assert "python tests/simulator.py 4" in run.explain()
     assert run.story[-1] in run.explain()
 
 
