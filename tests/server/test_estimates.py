@@ -35,22 +35,6 @@ def biller(tmp_path, postgresql):
     made.remove()
 
 
-def report(biller, device, units: int, used_at: int, sent_at: int) -> None:
-    device.use(units, at=used_at)
-    biller.clock.now = max(biller.clock.now, sent_at)
-    device.sync()
-
-
-def bill_at(biller, instant: int) -> dict | None:
-    """Bill up to an instant, finalize what is drafted, and have it audited."""
-    biller.clock.now = max(biller.clock.now, instant)
-    for draft in biller.run(cut_off=instant):
-        final = biller.finalize(draft["id"])
-        assert biller.audit(draft["id"]).findings == ()
-        return final
-    return None
-
-
 def lines(final: dict | None) -> list[tuple]:
     members = ("kind", "service_start_at", "quantity", "amount")
     return [] if final is None else [tuple(each[name] for name in members) for each in final["lines"]]
@@ -62,17 +46,17 @@ def month(biller):
     license_id = biller.grant(plan=biller.plan_of(biller.calls("1"), close=CLOSE), devices_max=3)
     here, away = (biller.device(license_id) for _ in range(2))
     for device, units in ((here, 31), (away, 310)):
-        report(biller, device, units, JANUARY_5, FEBRUARY + 3_600)
-    assert lines(bill_at(biller, FEBRUARY + DAY)) == [("measured", at("2026-01-01"), 341, "341.00")]
-    report(biller, away, 70, at("2026-02-05"), at("2026-02-08"))
-    report(biller, here, 20, at("2026-02-20"), MARCH + 3_600)
+        biller.report(device, units, JANUARY_5, FEBRUARY + 3_600)
+    assert lines(biller.bill_at(FEBRUARY + DAY)) == [("measured", at("2026-01-01"), 341, "341.00")]
+    biller.report(away, 70, at("2026-02-05"), at("2026-02-08"))
+    biller.report(here, 20, at("2026-02-20"), MARCH + 3_600)
     return license_id, here, away
 
 
 def test_a_missing_device_is_estimated_and_when_it_reports_the_estimate_is_taken_back(biller, month):
     """310 units in 31 days, and 21 days of February not covered: 210. Then it comes with 150 for these days."""
     _, _, away = month
-    closing = bill_at(biller, MARCH + DAY)
+    closing = biller.bill_at(MARCH + DAY)
     assert lines(closing) == [
         ("estimated", FEBRUARY, 210, "210.00"),
         ("measured", FEBRUARY, 90, "90.00"),
@@ -84,9 +68,9 @@ def test_a_missing_device_is_estimated_and_when_it_reports_the_estimate_is_taken
         at("2026-01-01"),
         FEBRUARY,
     )
-    assert bill_at(biller, MARCH + 2 * DAY) is None
-    report(biller, away, 150, at("2026-02-20"), MARCH + 3 * DAY)
-    late = bill_at(biller, MARCH + 4 * DAY)
+    assert biller.bill_at(MARCH + 2 * DAY) is None
+    biller.report(away, 150, at("2026-02-20"), MARCH + 3 * DAY)
+    late = biller.bill_at(MARCH + 4 * DAY)
     assert lines(late) == [("estimated", FEBRUARY, 0, "-210.00"), ("measured", FEBRUARY, 240, "150.00")]
     assert [each["lowers"] for each in late["lines"] if "lowers" in each] == [closing["number"]]
     assert (late["kind"], late["total"]) == ("credit_note", "-60.00")
@@ -94,7 +78,7 @@ def test_a_missing_device_is_estimated_and_when_it_reports_the_estimate_is_taken
 
 @pytest.mark.usefixtures("month")
 def test_every_way_out_says_that_a_line_is_estimated(biller):
-    final = bill_at(biller, MARCH + DAY)
+    final = biller.bill_at(MARCH + DAY)
     assert (final["lines"][0]["kind"], final["lines"][0]["on_top_of"]) == ("estimated", 90)
     page = outputs.as_html(biller.server, final["id"]).data.decode()
     assert "ESTIMATED · period" in page
@@ -111,23 +95,23 @@ def test_every_way_out_says_that_a_line_is_estimated(biller):
 def test_nothing_is_estimated_of_who_reported_nor_where_a_contract_only_waits(biller, policy, sent_at):
     plan = biller.plan_of(biller.calls("1"), close={**CLOSE, "policy": policy})
     device = biller.device(biller.grant(plan=plan))
-    report(biller, device, 310, JANUARY_5, FEBRUARY + 3_600)
+    biller.report(device, 310, JANUARY_5, FEBRUARY + 3_600)
     biller.clock.now = sent_at
     device.sync()
-    assert lines(bill_at(biller, MARCH + 20 * DAY)) == [("measured", at("2026-01-01"), 310, "310.00")]
+    assert lines(biller.bill_at(MARCH + 20 * DAY)) == [("measured", at("2026-01-01"), 310, "310.00")]
 
 
 def test_of_a_lost_device_nothing_is_estimated_and_when_it_is_back_its_usage_is_late(biller, month):
     _, _, away = month
-    assert lines(bill_at(biller, MARCH + DAY))[0] == ("estimated", FEBRUARY, 210, "210.00")
+    assert lines(biller.bill_at(MARCH + DAY))[0] == ("estimated", FEBRUARY, 210, "210.00")
     decisions.declare(biller.server, away.id, state="lost", why="stolen", who="command")
-    assert lines(bill_at(biller, MARCH + 2 * DAY)) == [("estimated", FEBRUARY, 0, "-210.00")]
+    assert lines(biller.bill_at(MARCH + 2 * DAY)) == [("estimated", FEBRUARY, 0, "-210.00")]
     (written_off,) = decisions.page_write_offs(biller.server, away.id, Page())["items"]
     assert written_off["reversed_at"] is None
-    report(biller, away, 150, at("2026-02-20"), MARCH + 3 * DAY)
+    biller.report(away, 150, at("2026-02-20"), MARCH + 3 * DAY)
     (written_off,) = decisions.page_write_offs(biller.server, away.id, Page())["items"]
     assert written_off["reversed_at"] == MARCH + 3 * DAY
-    final = bill_at(biller, MARCH + 4 * DAY)
+    final = biller.bill_at(MARCH + 4 * DAY)
     assert lines(final) == [("measured", FEBRUARY, 240, "150.00")]
     assert final["lines"][0]["late"]
 
@@ -137,10 +121,10 @@ def test_an_estimate_is_at_most_what_its_tokens_still_allow(biller):
     plan = biller.plan_of(biller.calls("1"), close=CLOSE)
     device = biller.device(biller.grant(plan=plan, token_units_max=100))
     for day in range(3, 6):
-        report(biller, device, 100, at(f"2026-01-0{day}"), at(f"2026-01-0{day}T12:00"))
+        biller.report(device, 100, at(f"2026-01-0{day}"), at(f"2026-01-0{day}T12:00"))
         device.install()
-    report(biller, device, 10, at("2026-01-20"), FEBRUARY + 3_600)
-    assert lines(bill_at(biller, MARCH + 20 * DAY)) == [
+    biller.report(device, 10, at("2026-01-20"), FEBRUARY + 3_600)
+    assert lines(biller.bill_at(MARCH + 20 * DAY)) == [
         ("measured", at("2026-01-01"), 310, "310.00"),
         ("estimated", FEBRUARY, 100, "100.00"),
     ]
@@ -151,9 +135,9 @@ def test_what_another_license_allows_a_device_bounds_no_estimate_of_the_first(bi
     plan = biller.plan_of(biller.calls("1"), close=CLOSE)
     device = biller.device(biller.grant(plan=plan, token_units_max=100, token_life_s=60 * DAY))
     licenses.change_state(biller.server, device.token.license_id, "suspended")  # it gets receipts only
-    report(biller, device, 90, JANUARY_5, FEBRUARY + 3_600)
+    biller.report(device, 90, JANUARY_5, FEBRUARY + 3_600)
     device.activate(biller.code(biller.grant(plan=plan, token_units_max=700)))
-    assert lines(bill_at(biller, MARCH + 20 * DAY)) == [
+    assert lines(biller.bill_at(MARCH + 20 * DAY)) == [
         ("measured", at("2026-01-01"), 90, "90.00"),
         ("estimated", FEBRUARY, 10, "10.00"),
     ]
@@ -162,7 +146,7 @@ def test_what_another_license_allows_a_device_bounds_no_estimate_of_the_first(bi
 def test_estimated_units_are_in_no_place_where_accepted_ones_are(biller, month):
     """431 were accepted, and are invoiced; the 210 estimated ones are on the invoice, and in no statement."""
     license_id, *_ = month
-    assert lines(bill_at(biller, MARCH + DAY))[0] == ("estimated", FEBRUARY, 210, "210.00")
+    assert lines(biller.bill_at(MARCH + DAY))[0] == ("estimated", FEBRUARY, 210, "210.00")
     places = conserving.show(biller.server)
     (place,) = places["items"]
     assert places["holds"]
@@ -196,7 +180,7 @@ def test_a_run_asked_again_gives_the_same_bytes_whatever_came_since(biller, mont
     decisions.declare(biller.server, away.id, state="lost", why="gone", who="command")
     assert bodies(biller, run) == before
     for device in (here, away):
-        report(biller, device, 9, at("2026-01-30"), MARCH + 3 * DAY)
+        biller.report(device, 9, at("2026-01-30"), MARCH + 3 * DAY)
         device.install()
         device.sync()
     assert bodies(biller, run) == before
@@ -214,12 +198,12 @@ def test_the_database_knows_exposure_as_the_reference_does(biller, seed):
     """Of a fleet that forks, resets, moves, lies and activates ahead of its reports, at many a run."""
     lively(biller, seed, steps=80)
     steady = biller.device(biller.grant(token_units_max=50))
-    report(biller, steady, 7, biller.clock.now, biller.clock.now + DAY)
+    biller.report(steady, 7, biller.clock.now, biller.clock.now + DAY)
     steady.install()
     flagged = biller.device(biller.grant(policy=Policy(limit="flag")))
-    report(biller, flagged, 9, biller.clock.now, biller.clock.now + DAY)
+    biller.report(flagged, 9, biller.clock.now, biller.clock.now + DAY)
     licenses.change_state(biller.server, steady.token.license_id, "suspended")
-    report(biller, steady, 9, biller.clock.now, biller.clock.now + DAY)
+    biller.report(steady, 9, biller.clock.now, biller.clock.now + DAY)
     licenses.change_state(biller.server, steady.token.license_id, "active")
     biller.clock.advance(DAY)
     steady.activate(biller.code(steady.token.license_id))  # 50 more, anchored at what is accepted: no run knows it
@@ -278,7 +262,7 @@ def test_where_nobody_is_missing_nothing_is_asked(biller, month):
     _, _, away = month
     biller.clock.now = MARCH + DAY
     missing = asked(biller, MARCH + DAY)
-    report(biller, away, 150, at("2026-02-20"), MARCH + 2 * DAY)
+    biller.report(away, 150, at("2026-02-20"), MARCH + 2 * DAY)
     complete = asked(biller, MARCH + 2 * DAY)
     assert sum("AS anchors" in statement for statement in missing) == 1
     assert not any("AS anchors" in statement for statement in complete)

@@ -135,7 +135,22 @@ class Biller(Fleet):
         self.clock.now = max(self.clock.now, instant + 3_600)
         device.sync()
 
+    def report(self, device: FakeDevice, units: int, used_at: int, sent_at: int) -> None:
+        """Use units at one instant, and report them at another."""
+        device.use(units, at=used_at)
+        self.clock.now = max(self.clock.now, sent_at)
+        device.sync()
+
     # -- what is billed
+
+    def bill_at(self, instant: int) -> dict[str, Any] | None:
+        """Bill up to an instant, finalize what is drafted, and have it audited."""
+        self.clock.now = max(self.clock.now, instant)
+        for draft in self.run(cut_off=instant):
+            final = self.finalize(draft["id"])
+            assert self.audit(draft["id"]).findings == ()
+            return final
+        return None
 
     def run(self, **named: Any) -> list[dict[str, Any]]:
         """Bill up to now; give the drafts."""

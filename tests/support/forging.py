@@ -2,13 +2,14 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import core_world as world
 import evidence_world as ew
+from evidence_world import forge
 
-from meterkit import envelopes, signing
+from meterkit import audit, envelopes, signing
 from meterkit.canonical import from_base64url, from_bytes, to_bytes
 from meterkit.evidence import Bundle
 
@@ -76,3 +77,25 @@ def server_parts(bundle: Bundle) -> Iterator[str]:
     for name in sorted(bundle.parts):
         if name.endswith(".json") or name.startswith(("receipts/", "tokens/")):
             yield name
+
+
+def changed_by_one(bundle: Bundle) -> Iterator[tuple[str, audit.AuditResult]]:
+    """Change every number, text and truth of the server's own parts, one at a time, all signed anew: each change's
+    place, and what an audit says of it.
+    """
+    for name in server_parts(bundle):
+        value = value_of(bundle, name)
+        for path, leaf in leaves(value):
+            new = one_more(leaf)
+            if new is not None:
+                forged = forge(bundle, {name: with_value(bundle, name, put(value, path, new))})
+                yield f"{name} {'.'.join(map(str, path))}", audit.recompute(forged)
+
+
+def unnoticed(found: Iterable[tuple[str, audit.AuditResult]], indifferent: Iterable[str]) -> list[str]:
+    """The places of changes that an audit did not find, and should have."""
+    return [
+        place
+        for place, result in found
+        if result.holds and not any(re.fullmatch(each, place) for each in indifferent)
+    ]
