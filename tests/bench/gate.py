@@ -48,7 +48,7 @@ def threaded() -> list[Row]:
     return rows
 
 
-def in_threads(step: Step, threads: int, calls: int = 4_000) -> int:
+def in_threads(step: Step, threads: int, calls: int = 20_000) -> int:
     """Nanoseconds until all threads have done so many calls each."""
     barrier = threading.Barrier(threads + 1)
 
