@@ -27,6 +27,7 @@ from meterkit.tuples import NamedTuple
 WORDS_PER_SLOT = limits.CELL_SLOT_BYTES // 8
 FILE_BYTES = limits.CELL_SLOTS * limits.CELL_SLOT_BYTES
 HALF = 2**32 - 1  # the low half of a word
+_SWEEPS_MAX = 32  # so many in a row, each just then, would be no chance
 _COUNT_BITS = 40
 _SLOT_WORDS = struct.Struct("=QQQ")
 
@@ -78,14 +79,8 @@ class CellFile:
     """
 
     def __init__(self, directory: str) -> None:
-        self.name = ids.make("cells", os.urandom(16))
-        self._hidden = os.path.join(directory, f".{self.name}")
-        self.path = os.path.join(directory, self.name)
         try:
-            try:
-                self._make()
-            except (BlockingIOError, FileNotFoundError):
-                self._make()  # `folding.sweep` took it for one whose owner is gone, before it was locked
+            self._make_named(directory)
         except OSError as fault:
             raise LedgerError("ledger_unwritable", f"cells: {fault.strerror}") from None
         self.words = memoryview(self._map).cast("Q")
@@ -95,19 +90,31 @@ class CellFile:
         self._flushed = b""
         self._name_is_durable = False
 
-    def _make(self) -> None:
+    def _make_named(self, directory: str) -> None:
+        """Make it, under another name each time that `folding.sweep`, before it was locked, took it for one whose
+        owner is gone: a sweep unlinks only what it has listed before.
+        """
+        for _ in range(_SWEEPS_MAX):
+            with suppress(BlockingIOError, FileNotFoundError):
+                return self._make(directory)
+        return self._make(directory)
+
+    def _make(self, directory: str) -> None:
         """Make it under a hidden name, locked and at its full size before it can be seen under its own."""
-        self._handle = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.name = ids.make("cells", os.urandom(16))
+        self.path = os.path.join(directory, self.name)
+        hidden = os.path.join(directory, f".{self.name}")
+        self._handle = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._handle, 0, FILE_BYTES)
             # A map keeps the file that it was made from open: it must not be the one that holds the lock.
-            with open(self._hidden, "r+b") as unlocked:
+            with open(hidden, "r+b") as unlocked:
                 self._map = mmap.mmap(unlocked.fileno(), FILE_BYTES)
-            os.rename(self._hidden, self.path)
+            os.rename(hidden, self.path)
         except BaseException:
             os.close(self._handle)
-            remove_file(self._hidden)
+            remove_file(hidden)
             raise
 
     def take_slot(self) -> int:

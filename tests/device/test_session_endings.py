@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from subprocess import PIPE
 
@@ -191,6 +192,8 @@ def test_after_a_fork_both_sides_run_at_once(site):
                 for way in WAYS.values():
                     way(licensed, MUL_FEED)
             code = 0
+        except BaseException:  # noqa: BLE001 - nobody else can say what it was
+            traceback.print_exc()
         finally:
             os._exit(code)
     os.read(ready[0], 1)

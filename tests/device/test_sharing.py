@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from vendor import code as activation_code
 
 from device_sdk import DenialError, LedgerError
 from device_sdk import folding as folding_module
+from device_sdk.cells import CellFile
 from meterkit import limits
 
 WINDOW_S = limits.WINDOW_S
@@ -100,6 +102,28 @@ def test_several_processes_never_pass_one_limit(site):
     assert not records(device, "recovery")
 
 
+def test_a_process_gets_its_file_while_others_sweep(site):
+    """Until it is locked, its file looks like that of a process which is gone."""
+    device = site.activated(MUL)
+    directory = device.counter.cells_directory
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            with device.counter.transaction() as tx:
+                for _ in range(100):
+                    folding_module.sweep(tx, directory)
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for _ in range(3_000):
+            CellFile(directory).remove()
+    finally:
+        done.set()
+        sweeper.join()
+
+
 # -- fork
 
 
@@ -111,6 +135,8 @@ def run_in_child(work) -> int:
         code = 99
         try:
             code = work()
+        except BaseException:  # noqa: BLE001 - nobody else can say what it was
+            traceback.print_exc()
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
