@@ -103,7 +103,8 @@ def extend(
     standing = _standing(token, decision, now, connection)
     if standing != lease.standing:
         return 0
-    units = max(0, _size(count, 0, decision.left_units, commit_ns) - count.unused())
+    held = leases.held(left_units=decision.left_units, pace_per_s=count.pace_per_s, commit_ns=commit_ns)
+    units = max(0, held - count.unused())
     file, _ = own.place()
     folding.change_lease(tx, file.name, count.meter, units, now.boot)
     return units

@@ -96,7 +96,7 @@ def _look_after(counter: Counter, count: MeterCount) -> float:
         return _TICK_S
     used = count.measure(now_ns)
     unused = count.unused()
-    wanted = leases.size(units=1, left_units=None, pace_per_s=count.pace_per_s, commit_ns=counter.commit_ns)
+    wanted = leases.held(left_units=None, pace_per_s=count.pace_per_s, commit_ns=counter.commit_ns)
     if lease.scarce:
         if not used and unused:
             _return_lease(counter, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from device_sdk.leases import Lease
+from meterkit import limits
 from meterkit.clocks import NS
 from meterkit.entitlements import Denied
 from meterkit.errors import MeterkitError
@@ -56,14 +57,15 @@ class MeterCount:
             if not lease.take(units):
                 if not self.ahead:
                     return None
-                lease = self._go_on_ahead(lease)
+                lease = self._go_on_ahead(lease, units)
                 if not lease.take(units):
                     return None
             return lease
 
-    def _go_on_ahead(self, used_up: Lease) -> Lease:
-        units, self.ahead = used_up.drain() + self.ahead, 0
-        self.lease = used_up.followed_by(units)
+    def _go_on_ahead(self, used_up: Lease, units: int) -> Lease:
+        unused = used_up.drain() + self.ahead
+        self.lease = used_up.followed_by(min(unused, max(units, limits.LEASE_UNITS_MAX)))
+        self.ahead = unused - self.lease.units
         return self.lease
 
     def give_back(self, units: int) -> None:

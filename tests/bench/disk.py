@@ -25,7 +25,7 @@ from device_sdk.ledger_transaction import Transaction
 from meterkit import limits
 
 CALLS = 1_000_000
-PACES = {"add": CALLS, "magika": 5_000, "squeezenet": 3_000}
+PACES = {"add": 4 * CALLS, "magika": 5_000, "squeezenet": 3_000}
 PROGRAM = """
 import sys
 sys.path[:0] = {path!r}
@@ -73,8 +73,7 @@ def syncs() -> Row:
 def lease_commits(model: str) -> Row:
     """The share of the time that is spent on leases, at full pace, until half of a limit is used.
 
-    A lease has 32,768 units at most: a model that answers more often than that in a hundred commits takes more. It
-    is the keeper that waits for the disk then, and no call; `cpu_percent` is what it computes meanwhile.
+    It is the keeper that waits for the disk, and no call; `cpu_percent` is what it computes meanwhile.
     """
     calls = PACES[model]
     with licensed_device(limit=2 * calls) as device:

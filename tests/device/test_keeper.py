@@ -100,6 +100,32 @@ def test_what_was_fetched_ahead_serves_calls_of_many_items(site, unwritable):
     assert in_hand(device, ROWS) == 0
 
 
+def test_where_leases_are_used_up_too_soon_several_are_fetched_at_once(site, monkeypatch, unwritable):
+    """At 200,000 calls a second, 32,768 units last no hundred commits of 2 ms. Each lease has no more."""
+    begin = LedgerStore._begin
+
+    def begin_slowly(store):
+        site.time.run_on(0.002)
+        return begin(store)
+
+    device = site.activated(MUL)
+    running = session(device)
+    monkeypatch.setattr(LedgerStore, "_begin", begin_slowly)
+    for _ in range(6):
+        calls = min(max(1, in_hand(device)), 20_000)
+        use(running, calls)
+        site.time.run_on(calls / 200_000)
+        tick(device.counter)
+    ready = in_hand(device)
+    assert 3 * limits.LEASE_UNITS_MAX < ready <= 200_000
+    unwritable()
+    for _ in range(ready):
+        running.run(None, MUL_FEED)
+        assert device.counter.meter(MUL.meter).lease.units <= limits.LEASE_UNITS_MAX
+    with pytest.raises(LedgerError):
+        use(running)
+
+
 def test_the_ledgers_row_covers_what_was_fetched_ahead(site):
     device = site.activated(MUL)
     running = session(device)

@@ -10,7 +10,7 @@ from vendor import call_model
 
 from device_sdk import DenialError, Device, DeviceError, LicensedSession
 from device_sdk.gate import call_gate
-from device_sdk.leases import Lease, size
+from device_sdk.leases import Lease, held, size
 from meterkit import limits
 from meterkit.errors import CODES
 from meterkit.exchange import Reply
@@ -137,6 +137,23 @@ def _reply(token: str) -> bytes:
 )
 def test_how_much_is_leased(units, left, pace, commit_ns, expected):
     assert size(units=units, left_units=left, pace_per_s=pace, commit_ns=commit_ns) == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "pace", "commit_ns", "expected"),
+    [
+        (None, 0, 10**9, 1),
+        (None, 500, 1_000_000, 500),
+        (None, 500, 50_000_000, 5_000),  # two hundred commits of 50 ms: ten seconds
+        (None, 200_000, 1_000_000, 200_000),  # more than one lease may hold
+        (None, 10**9, 10**9, 524_288),  # sixteen leases
+        (160_000, 200_000, 1_000_000, 10_000),
+        (16, 500, 0, 1),
+        (15, 500, 0, 0),
+    ],
+)
+def test_how_much_is_held(left, pace, commit_ns, expected):
+    assert held(left_units=left, pace_per_s=pace, commit_ns=commit_ns) == expected
 
 
 @pytest.mark.usefixtures("site")
