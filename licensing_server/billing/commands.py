@@ -35,6 +35,7 @@ def run(sh: shell.Shell, cut_off: int | None, customer: str | None, *, dry_run: 
     with _watching() as watch:
         made = service.run(server, cut_off=cut_off, customer=customer, watch=watch)
     sh.show(made)
+    service.add_up(server)
     if made["failed"]:
         raise click.exceptions.Exit(1)
     return None

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks
 from fastapi.responses import Response
 
 from licensing_server.auth import WhoDep, allowed
@@ -31,10 +31,13 @@ _WRITE = [allowed("billing:write")]
 
 
 @router.post("/billing-runs", status_code=201, dependencies=_WRITE)
-def create_run(server: ServerDep, body: Annotated[NewRun, json_body(NewRun)], once: OnceDep) -> Document:
+def create_run(
+    server: ServerDep, body: Annotated[NewRun, json_body(NewRun)], once: OnceDep, afterwards: BackgroundTasks
+) -> Document:
     """Bill up to a cut-off."""
     if body.dry_run:
         return service.dry_run(server, cut_off=body.cut_off, customer=body.customer)
+    afterwards.add_task(service.add_up, server)
     return service.run(server, cut_off=body.cut_off, customer=body.customer, once=once)
 
 

@@ -16,6 +16,7 @@ from licensing_server.billing import (
     documents,
     pending,
     run_store,
+    run_sums,
     store,
 )
 from licensing_server.billing import terms as customer_terms
@@ -134,7 +135,7 @@ def _work(server: Server, number: int, watch: Watch) -> list[Document]:
         portions = list(run_store.portions(connection, waiting))
     if waiting:
         watch(0, len(waiting))
-    _add_up_first(server, waiting, stored)
+    _sum_first(server, waiting, stored)
     failed: list[Document] = []
     billed = 0
     for portion in portions:
@@ -149,11 +150,11 @@ def _work(server: Server, number: int, watch: Watch) -> list[Document]:
     return failed
 
 
-def _add_up_first(server: Server, waiting: list[str], stored: StoredRun) -> None:
-    """Add up at once what never was. Where a plan cannot be read, each portion does so for itself, and tells."""
+def _sum_first(server: Server, waiting: list[str], stored: StoredRun) -> None:
+    """Sum up at once what never was. Where a plan cannot be read, each portion adds up its own, and tells."""
     try:
         with write(server) as connection:
-            customer_terms.add_up_first(connection, waiting, stored.limits)
+            customer_terms.sum_first(connection, waiting, stored.limits)
     except MeterkitError as error:
         if error.code == "database_unavailable":
             raise
@@ -204,6 +205,18 @@ def _draft_of(server: Server, customer: Customer, made: Computed, stored: Stored
         body=b"",
     )
     return replace(invoice, body=documents.draft_bytes(invoice, customer, made))
+
+
+def add_up(server: Server) -> None:
+    """Add up, for the runs to come, usage that is not added up yet: after an upgrade, all there is.
+
+    No draft waits for it. It is done in many small transactions, so that usage goes on coming in; interrupted, it
+    goes on when it is called again. A run does without it, more slowly.
+    """
+    more = True
+    while more:
+        with write(server) as connection:
+            more = run_sums.add_up(connection)
 
 
 def finalize(server: Server, invoice_id: str, *, who: str = audit_log.COMMAND) -> Document:

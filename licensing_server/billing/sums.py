@@ -5,7 +5,7 @@ Where a run may not know all that a row holds, that row is added up again from i
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -14,9 +14,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.billing import chains
+from licensing_server.billing.run_sums import run_sums
 from licensing_server.database import pieces, total
 from licensing_server.devices.ledger_store import heads
 from licensing_server.devices.token_store import tokens
+from licensing_server.licenses import spans
 from licensing_server.licenses.periods import license_periods
 from licensing_server.licenses.spans import license_spans
 from licensing_server.usage.rollups import HOLDS, METERED, usage_rollups
@@ -30,6 +32,7 @@ from meterkit.terms import Terms
 _ROWS_AT_ONCE = 2_000
 Ledger = tuple[str, str]  # (device, epoch)
 _ROLLED, _RECORD = usage_rollups.c, usage_records.c
+_SUMS = (total(_RECORD.units), total(_RECORD.unsettled), sa.func.min(_RECORD.seq), sa.func.max(_RECORD.seq))
 _TOGETHER = (_ROLLED.license, _ROLLED.start_at, _ROLLED.model, _ROLLED.unit)
 _APART = (*_TOGETHER, _ROLLED.device, _ROLLED.epoch)
 
@@ -54,7 +57,8 @@ def read(connection: sa.Connection, run: Run, terms: Iterable[Terms], *, cited: 
 def _read_together(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
     """The sums of all ledgers, put together by the database."""
     sums = {each.license_id: _License(each) for each in terms}
-    for license_id, start_at, model, unit, units, unsettled in _together(connection, list(sums), run):
+    added_up = _together(connection, list(sums), run)
+    for license_id, start_at, model, unit, units, unsettled in (*added_up, *_own(connection, sums, run)):
         for held in sums[license_id].holding(start_at, model, unit):
             held.units += units
             held.unsettled += unsettled
@@ -207,6 +211,12 @@ def _together(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[A
             yield row
 
 
+def _own(connection: sa.Connection, ids: Collection[str], run: Run) -> Iterator[Any]:
+    """The same of licenses whose usage is not added up yet, as the run has summed it up for itself."""
+    if own := spans.read_of_run(connection, ids, run.number):
+        yield from connection.execute(sa.select(run_sums).where(run_sums.c.license.in_(list(own))))
+
+
 def _apart(connection: sa.Connection, ids: list[str], run: Run, devices: list[str] | None = None) -> Iterator[Any]:
     """The same of each ledger, with its first and last record; of all devices, if none are named."""
     meant = sa.true() if devices is None else _ROLLED.device.in_(devices)
@@ -221,6 +231,9 @@ def _apart(connection: sa.Connection, ids: list[str], run: Run, devices: list[st
                 yield row[:-1]
     if in_part:
         yield from connection.execute(_parts(ids, run, _APART).where(meant))
+    if own := spans.read_of_run(connection, ids, run.number):
+        mine = sa.true() if devices is None else _RECORD.device.in_(devices)
+        yield from connection.execute(_whole(list(own), run).where(mine))
 
 
 def _begun(ids: list[str], run: Run) -> sa.ColumnElement[bool]:
@@ -237,13 +250,19 @@ def _parts(ids: list[str], run: Run, place: Sequence[sa.ColumnElement[Any]]) -> 
     """What the run may know a part of, added up from its records."""
     same = sa.and_(*(_RECORD[name] == _ROLLED[name] for name in METERED))
     in_span = _RECORD.service_at.between(_ROLLED.service_first, _ROLLED.service_last)
-    sums = (total(_RECORD.units), total(_RECORD.unsettled), sa.func.min(_RECORD.seq), sa.func.max(_RECORD.seq))
     return (
-        sa.select(*place, *sums)
+        sa.select(*place, *_SUMS)
         .join_from(usage_rollups, usage_records, sa.and_(same, in_span))
         .where(_begun(ids, run), _beyond(run), sa.not_(ODD), known(run))
         .group_by(*place)
     )
+
+
+def _whole(ids: list[str], run: Run) -> sa.Select[Any]:
+    """What the run may know of licenses whose usage is not added up yet, ledger by ledger."""
+    place = [license_spans.c[each.name] if each.name == "start_at" else _RECORD[each.name] for each in _APART]
+    sums = sa.select(*place, *_SUMS).join_from(usage_records, license_spans, HOLDS)
+    return sums.where(_RECORD.license.in_(ids), sa.not_(ODD), known(run)).group_by(*place)
 
 
 def known(run: Run) -> sa.ColumnElement[bool]:
@@ -275,9 +294,11 @@ def tips(connection: sa.Connection, ids: list[str], run: Run) -> tuple[dict[Ledg
 
     Gives too the devices whose ledgers have more than one branch, whose records need a closer look.
     """
+    own = list(spans.read_of_run(connection, ids, run.number))
     used = sa.union_all(
         sa.select(_ROLLED.device).where(_ROLLED.license.in_(ids)),
         sa.select(_RECORD.device).where(ODD, _RECORD.license.in_(ids)),
+        *([sa.select(_RECORD.device).where(_RECORD.license.in_(own))] if own else []),
     )
     chosen = sa.select(heads.c.device, heads.c.epoch, heads.c.head, heads.c.acceptance)
     found: dict[Ledger, str] = {}

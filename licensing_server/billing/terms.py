@@ -6,12 +6,13 @@ from zoneinfo import ZoneInfo
 
 import sqlalchemy as sa
 
-from licensing_server.billing import store
+from licensing_server.billing import run_sums, store
 from licensing_server.catalog import store as catalog_store
 from licensing_server.customers import store as customers
 from licensing_server.database import pieces
 from licensing_server.licenses import correction_store, periods, spans
 from licensing_server.licenses.periods import Bounds, Schedule
+from licensing_server.licenses.spans import Cuts, license_spans
 from licensing_server.licenses.store import license_versions, licenses
 from licensing_server.usage import rollups
 from meterkit import plans
@@ -38,7 +39,7 @@ def read_all(connection: sa.Connection, zones: Mapping[str, ZoneInfo], run: Run)
     periods.open_until(connection, schedules, run.cut_off, since_run=run.number)
     _shorten(connection, found, run)
     stored = periods.read(connection, found.ids)
-    _align(connection, schedules, stored, run)
+    rollups.align(connection, *_cuts(connection, schedules, stored, run))
     terms: dict[str, list[Terms]] = {customer: [] for customer in zones}
     for license_id, row in found.rows.items():
         if found.versions[license_id]:
@@ -47,34 +48,44 @@ def read_all(connection: sa.Connection, zones: Mapping[str, ZoneInfo], run: Run)
     return terms
 
 
-def add_up_first(connection: sa.Connection, asked: Collection[str], run: Run) -> None:
-    """Add up in one pass what never was: the usage of licenses that are older than that is done."""
-    added_up = sa.select(spans.license_spans.c.license)
-    without = sa.select(licenses.c.customer).where(licenses.c.id.not_in(added_up)).distinct()
+def sum_first(connection: sa.Connection, asked: Collection[str], run: Run) -> None:
+    """Take the run's own sums of licenses whose usage is not added up yet, in one pass, where there are many."""
+    ready = sa.or_(license_spans.c.only_run.is_(None), license_spans.c.only_run == run.number)
+    with_sums = sa.select(license_spans.c.license).where(ready)
+    without = sa.select(licenses.c.customer).where(licenses.c.id.not_in(with_sums)).distinct()
     waiting = set(connection.execute(without).scalars()).intersection(asked)
-    if waiting:
-        found = Licenses(connection, waiting)
-        zones = {each.id: each.zone for some in pieces(waiting) for each in customers.find_all(connection, some)}
-        _align(connection, found.schedules(zones), periods.read(connection, found.ids), run)
+    if not waiting:
+        return
+    found = Licenses(connection, waiting)
+    zones = {each.id: each.zone for some in pieces(waiting) for each in customers.find_all(connection, some)}
+    known, wanted = _cuts(connection, found.schedules(zones), periods.read(connection, found.ids), run)
+    new = {each: sorted({spans.EVER, *starts}) for each, starts in wanted.items() if each not in known}
+    if len(new) > run_sums.FEW:
+        run_sums.take(connection, new, run)
 
 
-def _align(
+def _cuts(
     connection: sa.Connection,
     schedules: Iterable[Schedule],
     stored: Mapping[str, list[tuple[str, Bounds]]],
     run: Run,
-) -> None:
-    """Let usage be added up within periods: those that are stored, and those to come, as far as can be told."""
+) -> tuple[Cuts, dict[str, set[int]]]:
+    """Where the spans begin that the run can read, and where they must: within periods, those that are stored, and
+    those to come, as far as can be told. Spans of the run alone are not cut: if they must be, it cannot read them.
+    """
     schedules = list(schedules)
-    known = spans.read(connection, [schedule.license_id for schedule in schedules])
+    ids = [schedule.license_id for schedule in schedules]
+    own = spans.read_of_run(connection, ids, run.number)
+    known = own | spans.read(connection, ids)
     wanted: dict[str, set[int]] = {}
     for schedule in schedules:
-        own, cuts = stored.get(schedule.license_id, []), known.get(schedule.license_id, [])
-        starts = {bounds.start_at for _, bounds in own}
+        bounds, cuts = stored.get(schedule.license_id, []), known.get(schedule.license_id, [])
+        starts = {each.start_at for _, each in bounds}
         if not cuts or cuts[-1] < run.cut_off + spans.AHEAD_S // 2:
-            starts |= spans.ahead(schedule, dict(own), run.cut_off + spans.AHEAD_S)
+            starts |= spans.ahead(schedule, dict(bounds), run.cut_off + spans.AHEAD_S)
         wanted[schedule.license_id] = starts
-    rollups.align(connection, known, wanted)
+    readable = {each: starts for each, starts in known.items() if each not in own or wanted[each] <= set(starts)}
+    return readable, wanted
 
 
 class Licenses:

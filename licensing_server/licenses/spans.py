@@ -6,6 +6,7 @@ that turns out otherwise later (a changed zone, a new version of a plan) cuts th
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from licensing_server.licenses import periods
 from licensing_server.licenses.periods import Bounds, Schedule
 from meterkit.limits import INTEGER_MAX
 
+_NO_RUN = 0  # they are counted from 1
 EVER = 0  # where a license's first span begins
 AHEAD_S = 100 * 86_400  # runs come more often than that; where none did, its periods are added up by the next one
 _MONTH = "month"  # no span is longer, whatever a license is billed by
@@ -24,13 +26,19 @@ license_spans = sa.Table(
     sa.Column("license", sa.Text, primary_key=True),
     sa.Column("start_at", sa.BigInteger, primary_key=True),
     sa.Column("end_at", sa.BigInteger, nullable=False),
+    # Nothing is added up in it yet, and only this billing run has sums of its own (`billing.run_sums`).
+    sa.Column("only_run", sa.BigInteger),
 )
+_NOT_ADDED_UP = license_spans.c.only_run.is_not(None)
+sa.Index("spans_of_runs", license_spans.c.only_run, sqlite_where=_NOT_ADDED_UP, postgresql_where=_NOT_ADDED_UP)
 Cuts = dict[str, list[int]]  # by license: where its spans begin, in order
 _STARTS = (
     sa.select(license_spans.c.license, license_spans.c.start_at)
     .where(listed(license_spans.c.license, "licenses"))
     .order_by(license_spans.c.license, license_spans.c.start_at)
 )
+_ADDED_UP = _STARTS.where(license_spans.c.only_run.is_(None))
+_OF_RUN = _STARTS.where(license_spans.c.only_run == sa.bindparam("run"))
 
 
 def ahead(schedule: Schedule, last: Mapping[str, Bounds], until: int) -> set[int]:
@@ -44,22 +52,46 @@ def ahead(schedule: Schedule, last: Mapping[str, Bounds], until: int) -> set[int
 
 
 def read(connection: sa.Connection, license_ids: Collection[str]) -> Cuts:
-    """Where the spans of licenses begin; of a license that has none yet, nothing."""
+    """Where the spans of licenses begin; of a license whose usage is not added up yet, nothing."""
+    return _read(connection, _ADDED_UP, license_ids)
+
+
+def read_of_run(connection: sa.Connection, license_ids: Collection[str], run: int) -> Cuts:
+    """Where the spans of licenses begin of which only this billing run has sums."""
+    return _read(connection, _OF_RUN, license_ids, run=run)
+
+
+def _read(connection: sa.Connection, chosen: sa.Select[Any], license_ids: Collection[str], **named: int) -> Cuts:
     found: Cuts = {}
     for some in pieces(license_ids):
-        for license_id, start_at in connection.execute(_STARTS, {"licenses": some}):
+        for license_id, start_at in connection.execute(chosen, {"licenses": some, **named}):
             found.setdefault(license_id, []).append(start_at)
     return found
 
 
-def put(connection: sa.Connection, cuts: Mapping[str, Iterable[int]]) -> None:
+def put(connection: sa.Connection, cuts: Mapping[str, Iterable[int]], *, only_run: int | None = None) -> None:
     """Let the spans of licenses begin at these instants, and nowhere else."""
     for some in pieces(cuts):
         connection.execute(sa.delete(license_spans).where(license_spans.c.license.in_(some)))
-    insert_all(connection, license_spans, [row for each, starts in cuts.items() for row in _rows(each, starts)])
+    rows = [
+        {"license": license_id, "start_at": start_at, "end_at": end_at, "only_run": only_run}
+        for license_id, starts in cuts.items()
+        for start_at, end_at in _bounds(starts)
+    ]
+    insert_all(connection, license_spans, rows)
 
 
-def _rows(license_id: str, starts: Iterable[int]) -> Iterator[dict[str, object]]:
+def begin(connection: sa.Connection, license_ids: Collection[str]) -> None:
+    """Say that usage is added up in the spans of licenses, from here on."""
+    here = license_spans.c.license.in_(license_ids)
+    connection.execute(sa.update(license_spans).where(here, _NOT_ADDED_UP).values(only_run=None))
+
+
+def disown(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Say that what a run has of some of the spans that are its alone is not right any more."""
+    connection.execute(sa.update(license_spans).where(which, _NOT_ADDED_UP).values(only_run=_NO_RUN))
+
+
+def _bounds(starts: Iterable[int]) -> Iterator[tuple[int, int]]:
     ordered = sorted({EVER, *starts})
-    for start_at, end_at in zip(ordered, [*ordered[1:], INTEGER_MAX], strict=True):
-        yield {"license": license_id, "start_at": start_at, "end_at": end_at}
+    return zip(ordered, [*ordered[1:], INTEGER_MAX], strict=True)

@@ -4,12 +4,13 @@ A projection of `usage_records`, kept in every transaction that changes them. It
 as no rule set aside, nobody dismissed, and of which all units count; what is odd is added from the records. A row
 tells how far it reaches, in time and in acceptance: whoever may know less than that asks the records too.
 
-A license whose usage is not added up yet (its records are older than these tables) has no spans, and no rows.
+A license whose usage is not added up yet (its records are older than these tables) has no rows, and no spans or
+such as are one billing run's alone.
 """
 
 import operator
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,7 +41,6 @@ usage_rollups = sa.Table(
     sa.Column("acceptance_last", sa.BigInteger, nullable=False),
     sa.Index("rollups_by_license", "license", "start_at"),
 )
-_LOOKED_UP_MAX = 50  # licenses: the records of more are found sooner by reading all
 METERED = ("device", "epoch", "license", "model", "unit")
 _RECORD, _SPAN = usage_records.c, license_spans.c
 _SUMS = {
@@ -96,7 +96,9 @@ def renew(connection: sa.Connection, device: str, epochs: Iterable[str]) -> None
     for some in pieces(set(epochs)):
         mine = sa.and_(usage_rollups.c.device == device, usage_rollups.c.epoch.in_(some))
         connection.execute(sa.delete(usage_rollups).where(mine))
-        _add_up(connection, sa.and_(_RECORD.device == device, _RECORD.epoch.in_(some)))
+        records = sa.and_(_RECORD.device == device, _RECORD.epoch.in_(some))
+        spans.disown(connection, _SPAN.license.in_(sa.select(_RECORD.license).where(records)))
+        _add_up(connection, records)
 
 
 def added_up(connection: sa.Connection, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -129,14 +131,17 @@ def align(connection: sa.Connection, known: Cuts, wanted: Mapping[str, Iterable[
     if not changed:
         return
     spans.put(connection, changed)
-    new = sorted(each for each in changed if each not in known)
-    if len(new) > _LOOKED_UP_MAX:
-        _add_up(connection, _SPAN.license.not_in(sa.select(usage_rollups.c.license)), many=True)
-    elif new:
-        _add_up(connection, _RECORD.license.in_(new), _SPAN.license.in_(new))
+    add_up(connection, [each for each in changed if each not in known])
     for each in changed:
         if each in known:
             _divide(connection, each, known[each], sorted(cuts[each]))
+
+
+def add_up(connection: sa.Connection, license_ids: Collection[str]) -> None:
+    """Add up the usage of licenses, none of which is added up yet, in the spans that they have."""
+    for some in pieces(license_ids):
+        spans.begin(connection, some)
+        _add_up(connection, _RECORD.license.in_(some), _SPAN.license.in_(some))
 
 
 def _divide(connection: sa.Connection, license_id: str, before: Sequence[int], cuts: Sequence[int]) -> None:
@@ -153,9 +158,9 @@ def _divide(connection: sa.Connection, license_id: str, before: Sequence[int], c
     _add_up(connection, used, _SPAN.license == license_id)
 
 
-def _add_up(connection: sa.Connection, *which: sa.ColumnElement[bool], many: bool = False) -> None:
-    """Add some of the plain records to the rows of their spans."""
-    add_to(connection, usage_rollups, _summed(*which), _ADDED, many=many)
+def _add_up(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> None:
+    """Add some of the plain records to the rows of their spans, where these are not one run's alone."""
+    add_to(connection, usage_rollups, _summed(_SPAN.only_run.is_(None), *which), _ADDED)
 
 
 def _summed(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:

@@ -1,14 +1,17 @@
 """Billing a fleet's month: a whole run beside the bare GROUP BY license, meter, period over the same records.
 
 The bare statement adds up all records once and knows nothing: no limits of a run, no decisions, which ledger tells
-of what. *Cold* is a run that finds no rollups and has to add them up; *warm* is one that finds them kept. Both
-work out and store the drafts of every customer. What a run's process holds at most is told beside it.
+of what. *Cold* is a run that finds nothing added up, and sums up all records; *warm* is one that finds it kept.
+Both work out and store the drafts of every customer. What adding up takes after a cold run, and what a run's
+process holds at most, is told beside it.
 """
 
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import billed_fleet
 import ingest
@@ -46,7 +49,8 @@ def measure(name: str) -> list[Row]:
     with ingest.fleet_on(name) as (fleet, _):
         count = billed_fleet.build(fleet, size)
         cut_offs = iter(range(fleet.clock.now - 100, fleet.clock.now))
-        found = {"bare": [], "cold": [], "warm": []}
+        found: dict[str, list[float]] = {"bare": [], "cold": [], "warm": []}
+        adding: list[float] = []
         forget(fleet)
         peak = run_apart(fleet, next(cut_offs))
         analyze(fleet)
@@ -54,6 +58,7 @@ def measure(name: str) -> list[Row]:
             found["bare"].append(bare(fleet))
             forget(fleet)
             found["cold"].append(run(fleet, next(cut_offs)))
+            adding.append(timed_once(partial(service.add_up, fleet.server)))
             found["warm"] += [run(fleet, next(cut_offs)) for _ in range(2)]
     base = statistics.median(found["bare"])
     return [
@@ -62,7 +67,12 @@ def measure(name: str) -> list[Row]:
             statistics.median(found[kind]) / base,
             None,
             len(found[kind]),
-            values={**spread(kind, found[kind]), **spread("bare", found["bare"]), "first_peak_mb": peak},
+            values={
+                **spread(kind, found[kind]),
+                **spread("bare", found["bare"]),
+                **({"adding_up_med_s": statistics.median(adding)} if kind == "cold" else {}),
+                "first_peak_mb": peak,
+            },
         )
         for kind in ("cold", "warm")
     ]
@@ -82,6 +92,13 @@ def bare(fleet: Fleet) -> float:
         seconds = time.perf_counter() - started
     assert found
     return seconds
+
+
+def timed_once(work: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def run(fleet: Fleet, cut_off: int) -> float:
@@ -105,7 +122,7 @@ def run_apart(fleet: Fleet, cut_off: int) -> float:
 
 def forget(fleet: Fleet) -> None:
     """Leave no rollups, as in a database that comes from an older version."""
-    names = {"license_spans", "usage_rollups"}
+    names = {"license_spans", "usage_rollups", "run_sums"}
     with write(fleet.server) as connection:
         for name in names & set(sa.inspect(connection).get_table_names()):
             connection.exec_driver_sql(f"DELETE FROM {name}")  # noqa: S608

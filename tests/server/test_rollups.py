@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from lively_fleet import decide_all, lively
 
 from licensing_server import directory
-from licensing_server.billing import changing, run_store, service
+from licensing_server.billing import changing, run_store, run_sums, service, terms
 from licensing_server.billing.run_store import billing_runs, run_from_row
 from licensing_server.customers.store import customers
 from licensing_server.database import read, write
 from licensing_server.licenses import spans
 from licensing_server.licenses.periods import license_periods
 from licensing_server.licenses.spans import EVER, license_spans
+from licensing_server.licenses.store import licenses
 from licensing_server.pages import Page
 from licensing_server.usage import rollups
 from licensing_server.usage import service as usage
@@ -90,20 +91,137 @@ def test_at_any_limits_and_in_any_spans_the_sums_are_what_the_core_adds_up(bille
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-def test_what_is_added_up_later_is_what_would_have_been_kept(biller, seed, monkeypatch):
+def test_what_is_added_up_later_is_what_would_have_been_kept(biller, seed):
     chance, _ = lively(biller, seed, steps=60)
     decide_all(biller, chance)
     biller.run()
     kept = rows(biller)
     assert len(kept) > 5
-    for looked_up in (0, 50):  # in one pass over all records, and license by license
-        monkeypatch.setattr(rollups, "_LOOKED_UP_MAX", looked_up)
-        forget(biller)
-        service.run(biller.server, cut_off=biller.clock.now)
-        assert rows(biller) == []  # it gives what it stored
-        biller.clock.advance(1)
-        biller.run()
-        assert rows(biller) == kept
+    forget(biller)
+    service.run(biller.server, cut_off=biller.clock.now)
+    assert rows(biller) == []  # it gives what it stored
+    biller.clock.advance(1)
+    biller.run()
+    assert rows(biller) == kept
+
+
+# -- a run that sums up for itself what is not added up yet
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """However few licenses are not added up yet, a run takes them for many."""
+    monkeypatch.setattr(run_sums, "FEW", 0)
+
+
+def runs_of_spans(biller):
+    """The runs that spans are alone."""
+    return {only_run for *_, only_run in rows(biller, license_spans)}
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(("seed", "counts_devices"), [(4, False), (5, True), (6, False), (7, True)])
+def test_a_run_that_sums_up_for_itself_bills_the_same(biller, seed, counts_devices):
+    fee = {**biller.fee("1", due="arrears", per="device"), "interval": "week"}
+    biller.plan = biller.plan_of(biller.calls("0.01"), *([fee] if counts_devices else []))
+    chance, _ = lively(biller, seed, steps=60)
+    decide_all(biller, chance)
+    biller.clock.advance(40 * DAY)
+    added_up = biller.run()
+    kept = rows(biller)
+    forget(biller)
+    biller.clock.advance(1)
+    summed = biller.run()
+    assert figures(summed) == figures(added_up) != []
+    assert rows(biller) == []
+    with read(biller.server) as connection:
+        run = run_from_row(
+            connection.execute(sa.select(billing_runs).order_by(billing_runs.c.number.desc())).first()
+        )
+    assert runs_of_spans(biller) == {run.number}
+    assert not counts_devices or compare(biller, run.limits) > 0
+    decide_all(biller, chance)
+    assert not counts_devices or compare(biller, run.limits) > 0
+    assert rebuild(biller.server, check=True)["items"] == []
+    for draft in summed:
+        assert biller.audit(biller.finalize(draft["id"])["id"]).holds
+    service.add_up(biller.server)
+    assert runs_of_spans(biller) == {None}
+    assert not rows(biller, run_sums.run_sums)
+    assert [row[:6] for row in rows(biller)] == [row[:6] for row in kept]
+    assert rebuild(biller.server, check=True)["items"] == []
+
+
+def figures(drafts):
+    """What drafts say of each line."""
+    named = ("license", "charge", "period_start", "quantity", "amount")
+    return sorted([str(line.get(name)) for name in named] for draft in drafts for line in draft["lines"])
+
+
+@pytest.mark.usefixtures("many")
+def test_usage_that_comes_before_it_is_added_up_waits_for_that(biller):
+    license_id = biller.grant()
+    device = biller.device(license_id)
+    biller.use(device, 10, at("2026-01-05"))
+    forget(biller)
+    biller.clock.now = FEBRUARY
+    (draft,) = biller.run()
+    biller.use(device, 5, at("2026-01-06"))
+    assert rows(biller) == []
+    assert [line["quantity"] for line in draft["lines"]] == [10]
+    assert biller.audit(biller.finalize(draft["id"])["id"]).holds
+    biller.clock.advance(1)
+    if biller.cluster is not None:  # and with the next run, or before it
+        service.add_up(biller.server)
+        assert [row[6] for row in rows(biller)] == [15]
+    (late,) = biller.run()
+    assert [line["quantity"] for line in late["lines"]] == [15]
+
+
+@pytest.mark.usefixtures("many")
+def test_what_a_run_has_summed_up_is_given_up_when_a_record_of_it_is_plain_no_more(biller):
+    plan = biller.plan_of(biller.calls("1"), biller.fee("1", due="arrears", per="device"))
+    device = biller.device(biller.grant(plan=plan))
+    biller.use(device, 10, at("2026-01-05"))
+    biller.use(device, 5, at("2026-01-06"))
+    forget(biller)
+    run = Run(number=1, cut_off=FEBRUARY, acceptance_max=INTEGER_MAX)
+    with write(biller.server) as connection:
+        terms.sum_first(connection, [biller.customer], run)
+        assert spans.read_of_run(connection, licenses_of(connection), 1)
+    assert compare(biller, run) == 15
+    with write(biller.server) as connection:
+        connection.execute(sa.update(usage_records).where(usage_records.c.units == 10).values(repeated=4))
+        rollups.renew(connection, device.id, [device.epoch])
+    assert rows(biller) == []
+    assert compare(biller, run) == 11
+
+
+@pytest.mark.usefixtures("many")
+def test_what_a_run_has_summed_up_is_given_up_when_a_later_one_does(biller):
+    """A run that a customer kept from its end goes on where another took its sums in between."""
+    plan = biller.plan_of(biller.calls("1"), biller.fee("1", due="arrears", per="device"))
+    devices = [biller.device(biller.grant(plan=plan)) for _ in range(2)]
+    for device in devices:
+        biller.use(device, 10, at("2026-01-05"))
+    forget(biller)
+    run = Run(number=1, cut_off=FEBRUARY, acceptance_max=INTEGER_MAX)
+    with write(biller.server) as connection:
+        terms.sum_first(connection, [biller.customer], run)
+        both = list(spans.read_of_run(connection, licenses_of(connection), 1))
+    with write(biller.server) as connection:
+        run_sums.take(connection, {both[0]: [EVER, JANUARY, FEBRUARY]}, Run(number=2, **limits_of(run)))
+        assert list(spans.read_of_run(connection, both, 2)) == both[:1]
+        assert not spans.read_of_run(connection, both, 1)
+    assert compare(biller, run) == 20
+
+
+def licenses_of(connection):
+    return list(connection.execute(sa.select(licenses.c.id)).scalars())
+
+
+def limits_of(run):
+    return {"cut_off": run.cut_off, "acceptance_max": run.acceptance_max}
 
 
 def test_usage_older_than_its_being_added_up_waits_for_the_first_run(biller):
