@@ -235,12 +235,15 @@ def _on_conflict(made: Any, table: sa.Table, how: Mapping[str, str]) -> sa.Inser
 def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any]:
     """Work sums out into a table of this transaction's own: PostgreSQL does that on several cores, but only so.
 
-    It takes far more groups for granted than there are, and would rather sort all rows than keep sums in memory.
+    It takes far more groups for granted than there are, and would rather sort all rows than keep sums in memory;
+    what it was just given it does not know of, and would look up the records of each of its few rows.
     """
     text = sums.compile(connection, compile_kwargs={"literal_binds": True})
     connection.exec_driver_sql(f"SET LOCAL work_mem = '{_SUMS_KIB}kB'; SET LOCAL enable_sort = off")
+    connection.exec_driver_sql("SET LOCAL enable_nestloop = off")
     connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {_ASIDE} ON COMMIT DROP AS {text}")
     connection.exec_driver_sql("SET LOCAL work_mem TO DEFAULT; SET LOCAL enable_sort TO DEFAULT")
+    connection.exec_driver_sql("SET LOCAL enable_nestloop TO DEFAULT")
     return sa.select(sa.table(_ASIDE, *(sa.column(column.name) for column in sums.selected_columns)))
 
 

@@ -16,8 +16,7 @@ from licensing_server.usage.rollups import HOLDS
 from licensing_server.usage.store import ODD, usage_records
 from meterkit.attribution import Run
 
-FEW = 50  # licenses: the records of more are found sooner by reading all
-_AT_ONCE = 50  # nothing else is written while so many licenses are added up
+_AT_ONCE = 200  # licenses: nothing else is written while they are added up
 
 run_sums = sa.Table(
     "run_sums",
@@ -42,7 +41,7 @@ def take(connection: sa.Connection, cuts: Cuts, run: Run) -> None:
     spans.disown(connection, _SPAN.only_run != run.number)
     spans.put(connection, cuts, only_run=run.number)
     known = sa.and_(_RECORD.service_at < run.cut_off, _RECORD.acceptance <= run.acceptance_max)
-    mine = sa.and_(_SPAN.only_run == run.number, sa.not_(ODD), known)
+    mine = sa.and_(_SPAN.only_run == run.number, _SPAN.start_at < run.cut_off, sa.not_(ODD), known)
     units = total(_RECORD.units).label("units"), total(_RECORD.unsettled).label("unsettled")
     sums = sa.select(*_PLACE, *units).join_from(usage_records, license_spans, HOLDS).where(mine).group_by(*_PLACE)
     add_to(connection, run_sums, sums, {"units": "+", "unsettled": "+"}, many=True)

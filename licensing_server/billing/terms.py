@@ -60,7 +60,7 @@ def sum_first(connection: sa.Connection, asked: Collection[str], run: Run) -> No
     zones = {each.id: each.zone for some in pieces(waiting) for each in customers.find_all(connection, some)}
     known, wanted = _cuts(connection, found.schedules(zones), periods.read(connection, found.ids), run)
     new = {each: sorted({spans.EVER, *starts}) for each, starts in wanted.items() if each not in known}
-    if len(new) > run_sums.FEW:
+    if len(new) > rollups.FEW:
         run_sums.take(connection, new, run)
 
 

@@ -41,6 +41,7 @@ usage_rollups = sa.Table(
     sa.Column("acceptance_last", sa.BigInteger, nullable=False),
     sa.Index("rollups_by_license", "license", "start_at"),
 )
+FEW = 50  # licenses: the records of more are found sooner by reading all
 METERED = ("device", "epoch", "license", "model", "unit")
 _RECORD, _SPAN = usage_records.c, license_spans.c
 _SUMS = {
@@ -141,7 +142,8 @@ def add_up(connection: sa.Connection, license_ids: Collection[str]) -> None:
     """Add up the usage of licenses, none of which is added up yet, in the spans that they have."""
     for some in pieces(license_ids):
         spans.begin(connection, some)
-        _add_up(connection, _RECORD.license.in_(some), _SPAN.license.in_(some))
+        mine = _RECORD.license.in_(some), _SPAN.license.in_(some)
+        _add_up(connection, *mine, many=len(some) > FEW)
 
 
 def _divide(connection: sa.Connection, license_id: str, before: Sequence[int], cuts: Sequence[int]) -> None:
@@ -158,9 +160,9 @@ def _divide(connection: sa.Connection, license_id: str, before: Sequence[int], c
     _add_up(connection, used, _SPAN.license == license_id)
 
 
-def _add_up(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> None:
+def _add_up(connection: sa.Connection, *which: sa.ColumnElement[bool], many: bool = False) -> None:
     """Add some of the plain records to the rows of their spans, where these are not one run's alone."""
-    add_to(connection, usage_rollups, _summed(_SPAN.only_run.is_(None), *which), _ADDED)
+    add_to(connection, usage_rollups, _summed(_SPAN.only_run.is_(None), *which), _ADDED, many=many)
 
 
 def _summed(*which: sa.ColumnElement[bool]) -> sa.Select[Any]:

@@ -111,7 +111,7 @@ def test_what_is_added_up_later_is_what_would_have_been_kept(biller, seed):
 @pytest.fixture
 def many(monkeypatch):
     """However few licenses are not added up yet, a run takes them for many."""
-    monkeypatch.setattr(run_sums, "FEW", 0)
+    monkeypatch.setattr(rollups, "FEW", 0)
 
 
 def runs_of_spans(biller):
