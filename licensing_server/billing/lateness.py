@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.billing import chains, sums
-from licensing_server.billing.sums import Ledger
+from licensing_server.billing.license_sums import Ledger
 from licensing_server.database import pieces, total
 from licensing_server.devices import decision_store
 from licensing_server.devices.token_store import tokens

@@ -6,14 +6,14 @@ Where a run may not know all that a row holds, that row is added up again from i
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.billing import chains
+from licensing_server.billing.license_sums import Ledger, LicenseSums
 from licensing_server.billing.run_sums import run_sums
 from licensing_server.database import pieces, total
 from licensing_server.devices.ledger_store import heads
@@ -23,14 +23,12 @@ from licensing_server.licenses.periods import license_periods
 from licensing_server.licenses.spans import license_spans
 from licensing_server.usage.rollups import HOLDS, METERED, usage_rollups
 from licensing_server.usage.store import HALF, ODD, batches, standing, usage_records
-from meterkit.attribution import Calendar, Cited, Measured, Record, Run, Slot, Usage, gather
+from meterkit.attribution import Calendar, Measured, Record, Run, Slot, Usage, gather
 from meterkit.licenses import Meter
-from meterkit.limits import INTEGER_MAX
 from meterkit.plans import Recurring
 from meterkit.terms import Terms
 
 _ROWS_AT_ONCE = 2_000
-Ledger = tuple[str, str]  # (device, epoch)
 _ROLLED, _RECORD = usage_rollups.c, usage_records.c
 _SUMS = (total(_RECORD.units), total(_RECORD.unsettled), sa.func.min(_RECORD.seq), sa.func.max(_RECORD.seq))
 _TOGETHER = (_ROLLED.license, _ROLLED.start_at, _ROLLED.model, _ROLLED.unit)
@@ -56,9 +54,9 @@ def read(connection: sa.Connection, run: Run, terms: Iterable[Terms], *, cited: 
 
 def _read_together(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
     """The sums of all ledgers, put together by the database."""
-    sums = {each.license_id: _License(each) for each in terms}
-    added_up = _together(connection, list(sums), run)
-    for license_id, start_at, model, unit, units, unsettled in (*added_up, *_own(connection, sums, run)):
+    sums = {each.license_id: LicenseSums(each) for each in terms}
+    rows = chain(_together(connection, list(sums), run), _own(connection, sums, run))
+    for license_id, start_at, model, unit, units, unsettled in rows:
         for held in sums[license_id].holding(start_at, model, unit):
             held.units += units
             held.unsettled += unsettled
@@ -71,7 +69,7 @@ def _read_together(connection: sa.Connection, run: Run, terms: list[Terms]) -> d
 def _read_apart(connection: sa.Connection, run: Run, terms: list[Terms]) -> dict[str, Usage]:
     """The sums of each ledger, and what it is cited by."""
     ids = [each.license_id for each in terms]
-    sums = {each.license_id: _License(each) for each in terms}
+    sums = {each.license_id: LicenseSums(each) for each in terms}
     for license_id, start_at, model, unit, device, epoch, units, unsettled, first, last in _apart(
         connection, ids, run
     ):
@@ -98,7 +96,7 @@ def of_devices(
 
     Of both there are no more than one statement may hold.
     """
-    by_id = {each.license_id: _License(each) for each in terms}
+    by_id = {each.license_id: LicenseSums(each) for each in terms}
     odd = _odd(list(by_id), run).where(_RECORD.device.in_(devices))
     found: Counter[tuple[str, str, Slot, Meter]] = Counter()
     for row in (*_apart(connection, list(by_id), run, devices), *connection.execute(odd)):
@@ -124,76 +122,6 @@ def _with_branches(usage: Usage, terms: Terms, run: Run, records: list[Record]) 
         cited = sorted((*others, *followed.get(name, Measured()).cited))
         measured[name] = replace(held, cited=tuple(cited))
     return replace(usage, measured=measured)
-
-
-@dataclass(slots=True)
-class _Sum:
-    """One period and meter, put together from its ledgers' sums."""
-
-    units: int = 0
-    unsettled: int = 0
-    quarantined: int = 0
-    dismissed: int = 0
-    repeated: int = 0
-    ranges: list[tuple[str, str, int, int]] = field(default_factory=list)
-
-    def add_odd(self, row: Any) -> None:
-        """Add odd records of a ledger."""
-        self.units += row.units
-        self.unsettled += row.unsettled
-        self.quarantined += row.aside_high * HALF + row.aside_low
-        self.dismissed += row.dismissed
-        self.repeated += row.repeated
-        if row.seq_first is not None:
-            self.ranges.append((row.device, row.epoch, row.seq_first, row.seq_last))
-
-    def measured(self, heads_of: dict[Ledger, str] | None) -> Measured:
-        """Give the sum, its records cited by the ends of their ledgers, where these are told."""
-        return Measured(
-            units=self.units,
-            unsettled=self.unsettled,
-            quarantined=min(self.quarantined, INTEGER_MAX),
-            dismissed=min(self.dismissed, INTEGER_MAX),
-            repeated=min(self.repeated, INTEGER_MAX),
-            cited=() if heads_of is None else tuple(self._cited(heads_of)),
-        )
-
-    def _cited(self, heads_of: dict[Ledger, str]) -> Iterator[Cited]:
-        """One range for each ledger, from the first record to the last that counts."""
-        self.ranges.sort()
-        for (device, epoch), own in groupby(self.ranges, itemgetter(0, 1)):
-            ranges = list(own)
-            first, last = ranges[0][2], max(each[3] for each in ranges)
-            head = heads_of.get((device, epoch), "")
-            yield Cited(device=device, epoch=epoch, head=head, first=first, last=last)
-
-
-class _License:
-    """One license's periods, and what they hold, while it is added up."""
-
-    __slots__ = ("_calendar", "_holding", "id", "sums")
-
-    def __init__(self, terms: Terms) -> None:
-        self.id = terms.license_id
-        self.sums: dict[tuple[Slot, Meter], _Sum] = {}
-        self._calendar = Calendar(terms.periods, terms.ends_at)
-        self._holding: dict[tuple[int, str, str], list[_Sum]] = {}
-
-    def holding(self, start_at: int, model: str, unit: str) -> list[_Sum]:
-        """The sums in which a span and meter count: of the period of each interval that the span lies in."""
-        name = (start_at, model, unit)
-        if name not in self._holding:
-            slots = self.slots(start_at)
-            self._holding[name] = [self.sums.setdefault((slot, (model, unit)), _Sum()) for slot in slots]
-        return self._holding[name]
-
-    def slots(self, start_at: int) -> list[Slot]:
-        """The period of each interval that a span lies in."""
-        return [period.slot for period in self._calendar.holding(start_at)]
-
-    def usage(self, heads_of: dict[Ledger, str] | None, devices: dict[Slot, int]) -> Usage:
-        """What was added up."""
-        return Usage(measured={name: held.measured(heads_of) for name, held in self.sums.items()}, devices=devices)
 
 
 def _together(connection: sa.Connection, ids: list[str], run: Run) -> Iterator[Any]:
@@ -329,7 +257,7 @@ def _furthest(connection: sa.Connection, devices: list[str], run: Run) -> dict[L
     return {(row.device, row.epoch): row.head for row in rows}
 
 
-def _devices(connection: sa.Connection, run: Run, licenses: list[_License]) -> dict[str, dict[Slot, int]]:
+def _devices(connection: sa.Connection, run: Run, licenses: list[LicenseSums]) -> dict[str, dict[Slot, int]]:
     """How many devices were active in each period: a record of them starts in it, or a token was."""
     active: dict[str, dict[Slot, set[str]]] = {}
     for each in licenses:
