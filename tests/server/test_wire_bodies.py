@@ -4,14 +4,12 @@ import asyncio
 import gzip
 import json
 import socket
-import time
 import tracemalloc
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 from exchanging import refused, used_device
-from fleet import Fleet
 from starlette.requests import Request
 
 from licensing_server import bodies
@@ -24,10 +22,8 @@ PATIENCE_S = 60  # how long a test waits for an answer before it fails; nothing 
 
 
 @pytest.fixture
-def fleet(tmp_path):
-    made = Fleet.start(tmp_path, now=int(time.time()))
-    yield made
-    made.close()
+def fleet(embedded_fleet_of_today):
+    return embedded_fleet_of_today
 
 
 @pytest.fixture
