@@ -1,5 +1,6 @@
 """Fixtures that more than one package's tests use."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from billing_fleet import Biller
 from fleet import START_S, Api
 from hypothesis import HealthCheck, settings
+from memory import in_memory
 from postgresql import Cluster
 from starlette.testclient import TestClient
 
@@ -16,6 +18,13 @@ from licensing_server.app import create_app
 # How long an example takes is the machine's business, and what else it does: no test is about that.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+def pytest_configure() -> None:
+    """Have temporary directories in memory: thousands of tests write what is gone with them."""
+    place = in_memory()
+    if place is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))
 
 
 @pytest.fixture(scope="session")
