@@ -20,12 +20,27 @@ from licensing_server.app import create_app
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
+LONG = (  # whose single tests, or what a module of them shares, take many seconds
+    "test_device_machine.py",
+    "test_power_loss_replayed.py",
+    "test_server_killed.py",
+    "test_sigkill.py",
+    "test_simulator.py",
+    "test_usage_life.py",
+)
+
 
 def pytest_configure() -> None:
     """Have temporary directories in memory: thousands of tests write what is gone with them."""
     place = in_memory()
     if place is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(place))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, or else it is what one worker still has to do when the others have ended."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_collection_finish() -> None:
