@@ -64,7 +64,7 @@ def create_app(server: Server) -> FastAPI:
     app.state.exchanges = Grouping(
         partial(usage_service.open_together, server), partial(usage_service.take_opened, server)
     )
-    for router in ROUTERS:
-        app.include_router(router)
+    for router in ROUTERS:  # their own routes: to include a router is to analyze all of them a second time
+        app.router.routes.extend(router.routes)
     problems.install(app)
     return app

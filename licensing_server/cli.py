@@ -5,12 +5,10 @@ import threading
 from pathlib import Path
 
 import click
-import uvicorn
 
 from licensing_server import directory, migrating, moving, renewing, settings, shell
 from licensing_server.accounts import commands as accounts
 from licensing_server.api_keys import commands as api_keys
-from licensing_server.app import create_app
 from licensing_server.audit_log import commands as audit_log
 from licensing_server.billing import account_commands as disputes
 from licensing_server.billing import commands as billing
@@ -78,6 +76,10 @@ def init(sh: shell.Shell, folder: Path, issuer: str, root_key: Path | None) -> N
 @shell.pass_shell
 def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> None:
     """Answer devices and the vendor's programs over HTTP. Put TLS in front of it."""
+    import uvicorn  # noqa: PLC0415 - with the routes, a sixth of every command's start, and only needed here
+
+    from licensing_server.app import create_app  # noqa: PLC0415
+
     server = sh.server()
     if deliver_webhooks:  # it may end anywhere: what it had taken is delivered by the next one
         arguments = (server, _WEBHOOKS_EVERY_S, threading.Event())

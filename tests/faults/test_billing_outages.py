@@ -56,7 +56,7 @@ def billed(biller: Biller) -> list[tuple]:
 
 def expected_of(biller: Biller, path: Path) -> list[tuple]:
     """What is billed where nothing goes wrong."""
-    whole = biller.copy(path / "whole", seed=9)
+    whole = biller.copy(path / "whole", seed=9, durable=True)
     bill_all(whole)
     lines = billed(whole)
     whole.remove()
@@ -117,7 +117,7 @@ def test_the_disk_is_full_until_there_is_room(tmp_path):
     expected = expected_of(biller, tmp_path)
     failed, size = [], 16 * 1024
     while size <= FILE_BYTES_MAX:
-        again = biller.copy(tmp_path / str(size), seed=9)
+        again = biller.copy(tmp_path / str(size), seed=9, durable=True)
         try:
             with files_end_at(size):
                 bill_all(again)

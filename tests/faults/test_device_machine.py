@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from machine_checks import Checks
 from machine_life import BAD_FEEDS, FLAG, Life, terms
 from machine_world import Process
+from memory import in_memory
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from vendor import new_id
 
@@ -56,8 +57,7 @@ class DeviceMachine(RuleBasedStateMachine):
 
     @initialize(mul_limit=mul_limits, rows_limit=rows_limits, token=tokens)
     def begin(self, mul_limit, rows_limit, token):
-        shared = Path("/dev/shm")  # noqa: S108 - in memory where there is such a place: hundreds of commits
-        self.directory = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None))
+        self.directory = Path(tempfile.mkdtemp(dir=in_memory()))  # hundreds of commits
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(os, "urandom", random.Random(0).randbytes)  # noqa: S311 - the same names every time
         gc.disable()  # a cell whose thread is gone is retired when it is collected: at the same step every time

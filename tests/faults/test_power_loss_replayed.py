@@ -17,6 +17,7 @@ from pathlib import Path
 import power_replay
 import power_worker
 import pytest
+from memory import in_memory
 from power_check import Promises, check
 from power_disk import Disk, everything
 from power_trace import STRACE, Event, Reader, Told, record
@@ -25,7 +26,6 @@ from meterkit.errors import MeterkitError
 
 STATES = int(os.environ.get("METERKIT_TEST_POWER_STATES", "0"))
 SEED = 20_270_309
-MEMORY = Path("/dev/shm")  # noqa: S108 - checking a state needs no disk: what a disk keeps is in the state
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,8 +52,8 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def scratch():
-    """Where each state is laid out for the device to be started on."""
-    made = tempfile.mkdtemp(dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+    """Where each state is laid out for the device to be started on: what a disk keeps is in the state."""
+    made = tempfile.mkdtemp(dir=in_memory())
     yield Path(made) / "state"
     shutil.rmtree(made)
 

@@ -6,7 +6,6 @@ import time
 
 import httpx2
 import pytest
-from fleet import Fleet
 from serving import Serving, exchange
 
 KILLS = 3
@@ -14,10 +13,8 @@ DEVICES = 4
 
 
 @pytest.fixture
-def fleet(tmp_path, postgresql):
-    made = Fleet.start(tmp_path, cluster=postgresql, now=int(time.time()))
-    yield made
-    made.remove()
+def fleet(fleet_of_today):
+    return fleet_of_today
 
 
 @pytest.fixture

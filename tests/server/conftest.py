@@ -1,8 +1,14 @@
-"""Servers as real processes, for the tests that need a socket."""
+"""Servers to be billed, and as real processes for the tests that need a socket."""
 
 import pytest
 from serving import Serving
 from webhook_receiver import Receiver
+
+
+@pytest.fixture
+def biller(fleet):
+    """The fleet, whose customer is billed."""
+    return fleet
 
 
 @pytest.fixture

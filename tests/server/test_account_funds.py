@@ -5,7 +5,7 @@ import threading
 import pytest
 from account_life import Life
 from account_ways import APRIL, FALLING, bill_at, credit, falling, refused, stands, tax, unbalanced
-from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, at
 from killing import Killed, kill_at
 
 from licensing_server.billing import disputing, service, settling
@@ -16,11 +16,9 @@ from meterkit.errors import ServiceError
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    assert unbalanced(made) == []
-    made.remove()
+def biller(biller):
+    yield biller
+    assert unbalanced(biller) == []
 
 
 def with_note(biller) -> tuple:

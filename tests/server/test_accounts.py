@@ -2,7 +2,7 @@
 
 import pytest
 from account_ways import APRIL, bill_at, credit, falling, refused, stands, tax, unbalanced
-from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, at
 
 from licensing_server.accounts import service as accounts
 from licensing_server.audit_log import service as audit_log
@@ -12,11 +12,9 @@ from licensing_server.pages import Page
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    assert unbalanced(made) == []
-    made.remove()
+def biller(biller):
+    yield biller
+    assert unbalanced(biller) == []
 
 
 def test_tax_is_on_top_summed_per_rate_and_rounded_once(biller):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from account_ways import FALLING
-from billing_fleet import DAY, FEBRUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, MARCH, at
 from fleet import Api
 from starlette.testclient import TestClient
 
@@ -26,13 +26,6 @@ ALL = (
     ("GET", "/v1/invoices/{invoice}/payments"),
     ("GET", "/v1/credit-notes"),
 )
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import random
 from zoneinfo import ZoneInfo
 
 import pytest
-from billing_fleet import BERLIN, DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import BERLIN, DAY, FEBRUARY, JANUARY, MARCH, at
 
 from licensing_server.billing import service
 from licensing_server.licenses import service as licenses
@@ -16,13 +16,6 @@ from meterkit.canonical import to_bytes
 from meterkit.errors import InputError, ServiceError
 
 NOT_STORED = ("state", "created_at", "kind", "due_minor")  # shown beside the document
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def refused(act, *args, **named) -> str:

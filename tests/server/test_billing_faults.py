@@ -2,20 +2,13 @@
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from killing import Killed, kill_at
 
 from licensing_server.billing import service
 from licensing_server.billing.store import invoice_lines, invoices
 from licensing_server.database import read
 from licensing_server.pages import Page
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def all_lines(biller) -> list[tuple]:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from billing_fleet import DAY, FEBRUARY, Biller, at
+from billing_fleet import DAY, FEBRUARY, at
 from fleet import Api
 from starlette.testclient import TestClient
 
@@ -12,13 +12,11 @@ from meterkit import audit, evidence
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    device = made.device(made.grant())
-    made.use(device, 150, at("2026-01-05"))
-    made.clock.now = FEBRUARY
-    yield made
-    made.remove()
+def biller(biller):
+    device = biller.device(biller.grant())
+    biller.use(device, 150, at("2026-01-05"))
+    biller.clock.now = FEBRUARY
+    return biller
 
 
 @pytest.fixture

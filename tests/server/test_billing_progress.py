@@ -4,10 +4,8 @@ import json
 import os
 import re
 import subprocess
-import time
 
 import pytest
-from billing_fleet import Biller
 from serving import COMMAND
 
 from licensing_server.billing import service
@@ -17,10 +15,9 @@ CUSTOMERS = 101  # one more than are billed at once
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql, now=int(time.time()) - 60)  # the command has a real clock
-    yield made
-    made.remove()
+def biller(fleet_of_today):
+    fleet_of_today.clock.now -= 60  # the command has a real clock
+    return fleet_of_today
 
 
 def bill_at_a_terminal(biller, *flags: str) -> tuple[int, str, bytes]:

@@ -5,7 +5,7 @@ import json
 import pytest
 import sqlalchemy as sa
 from account_ways import bill_at, credit, falling, refused, unbalanced
-from billing_fleet import DAY, FEBRUARY, JANUARY, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, at
 from fastapi.testclient import TestClient
 from fleet import Api
 
@@ -21,11 +21,9 @@ OVER = FEBRUARY + 90 * DAY  # of a credit that is valid until February
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    assert unbalanced(made) == []
-    made.remove()
+def biller(biller):
+    yield biller
+    assert unbalanced(biller) == []
 
 
 def stands(biller) -> tuple[str, str]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from account_ways import APRIL
-from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, at
 from fastapi.testclient import TestClient
 from fleet import Api
 from tampering import read_part, tampered
@@ -15,13 +15,6 @@ from licensing_server.licenses import service as licenses
 from meterkit import audit, evidence
 from meterkit.errors import ServiceError
 from meterkit.evidence import Bundle
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def refused(biller, license_id, plan, **named) -> str:

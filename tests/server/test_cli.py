@@ -1,12 +1,11 @@
 """The same operations as commands, on the same server."""
 
 import json
-import time
 
 import click
 import pytest
 from click.testing import CliRunner
-from fleet import DIGEST, MODEL, PLAN, PRODUCT, Fleet
+from fleet import DIGEST, MODEL, PLAN, PRODUCT
 
 from licensing_server import shell
 from licensing_server.cli import cli
@@ -17,11 +16,9 @@ from meterkit.keys import Trust
 
 
 @pytest.fixture
-def fleet(tmp_path, postgresql):
+def fleet(fleet_of_today):
     """Commands read the system's clock: so does this fleet."""
-    made = Fleet.start(tmp_path, cluster=postgresql, now=int(time.time()))
-    yield made
-    made.remove()
+    return fleet_of_today
 
 
 @pytest.fixture

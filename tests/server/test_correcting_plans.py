@@ -23,13 +23,6 @@ from meterkit.evidence import Bundle
 NOTE = "the wrong plan was chosen"
 
 
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
-
-
 def correct(biller: Biller, license_id: str, plan: str, starts_at: int, **named):
     shown = correcting.correct_plan(biller.server, license_id, plan=plan, starts_at=starts_at, note=NOTE, **named)
     return shown["corrections"][-1]

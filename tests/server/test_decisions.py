@@ -6,7 +6,7 @@ import random
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from exchanging import refused
 from fleet import MODEL
 
@@ -27,10 +27,8 @@ IMPLAUSIBLE = 10**6 * 900
 
 
 @pytest.fixture
-def biller(tmp_path):
-    made = Biller.start(tmp_path)
-    yield made
-    made.close()
+def biller(embedded_fleet):
+    return embedded_fleet
 
 
 def decide(biller, kind, outcome=None, branch=None):

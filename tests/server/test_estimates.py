@@ -5,7 +5,7 @@ import io
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import DAY, FEBRUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, MARCH, at
 from exposed_fleet import compare_exposures, runs_through
 from fleet import MODEL
 from lively_fleet import lively
@@ -26,13 +26,6 @@ from meterkit.licenses import Policy
 
 JANUARY_5 = at("2026-01-05")
 CLOSE = {"policy": "estimate", "percent": 50, "days": 20}
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def lines(final: dict | None) -> list[tuple]:

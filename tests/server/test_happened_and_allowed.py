@@ -1,7 +1,7 @@
 """What happened and what was allowed are two questions: each oddity has its exception, and its effect on money."""
 
 import pytest
-from billing_fleet import DAY, FEBRUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, MARCH, at
 from exchanging import refused
 
 from licensing_server.devices import service as devices
@@ -13,10 +13,8 @@ from meterkit.licenses import Policy
 
 
 @pytest.fixture
-def biller(tmp_path):
-    made = Biller.start(tmp_path)
-    yield made
-    made.close()
+def biller(embedded_fleet):
+    return embedded_fleet
 
 
 def kinds(biller):

@@ -14,7 +14,7 @@ import pypdfium2
 import pytest
 import zxingcpp
 from account_ways import credit, falling, tax
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from fleet import Api
 from starlette.testclient import TestClient
 
@@ -37,13 +37,6 @@ NAMES = (
     "=HYPERLINK(1)",
     "\u0e01\u0301\u0301\ufffe\U0010ffff\ue000",
 )
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -1,18 +1,11 @@
 """Contracts that carry over, waive, or close by coverage, billed on a real server and audited offline."""
 
 import pytest
-from billing_fleet import DAY, FEBRUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, MARCH, at
 
 from licensing_server.devices import decisions
 
 APRIL = at("2026-04-01")
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def lines(final: dict | None) -> list[tuple]:

@@ -6,7 +6,7 @@ import re
 
 import pypdfium2
 import pytest
-from billing_fleet import Biller, at
+from billing_fleet import at
 from click.testing import CliRunner
 
 from licensing_server.billing import outputs, service
@@ -15,13 +15,6 @@ from meterkit.local_times import UTC
 from meterkit.terminal import local_times
 
 NOON = int(dt.datetime(2026, 3, 1, 11, tzinfo=dt.UTC).timestamp())
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def invoiced(biller, zone: str, used_at: int, until: int, *, interval: str = "month") -> dict:

@@ -128,8 +128,8 @@ def test_an_empty_database_is_said_to_be_none(engine):
         assert not migrating.is_current(connection)
 
 
-@pytest.mark.parametrize("postgresql", ["sqlite"], indirect=True)
-def test_sqlite_is_durable_and_checks_references(fleet):
+def test_sqlite_is_durable_and_checks_references(first_embedded_fleet, tmp_path):
+    fleet = first_embedded_fleet.copy(tmp_path, seed=2, durable=True)
     with database.read(fleet.server) as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -143,6 +143,7 @@ def test_sqlite_is_durable_and_checks_references(fleet):
         "busy_timeout": database.BUSY_TIMEOUT_MS,
         "trusted_schema": 0,
     }
+    fleet.remove()
 
 
 def test_a_write_is_all_or_nothing(fleet):

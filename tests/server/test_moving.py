@@ -2,7 +2,7 @@
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import FEBRUARY, Biller, at
+from billing_fleet import FEBRUARY, at
 
 from licensing_server import database, directory, moving
 from licensing_server.billing import service as billing
@@ -18,16 +18,15 @@ def name(cluster):
 
 
 @pytest.fixture
-def biller(tmp_path):
+def biller(embedded_fleet):
     """An installation with some life in it: devices, usage, a fork, invoices."""
-    made = Biller.start(tmp_path)
+    made = embedded_fleet
     device = made.device(made.grant())
     made.use(device, 150, at("2026-01-05"))
     made.clock.now = FEBRUARY
     (draft,) = made.run()
     made.finalize(draft["id"])
-    yield made
-    made.close()
+    return made
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 import sqlalchemy as sa
 from account_ways import bill_at, refused
-from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, at
 from fastapi.testclient import TestClient
 from fleet import Api
 
@@ -18,13 +18,6 @@ from licensing_server.usage.store import usage_records
 
 IMPLAUSIBLE = 10**6 * 900 + 1
 FIGURES = ("accepted", "invoiced", "pending", "disputed", "waived", "excluded", "unpriced")
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def places(biller, customer: str | None = None) -> list[tuple[int, ...]]:

@@ -2,23 +2,20 @@
 
 import re
 import subprocess
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 from exchanging import exposed, stored_batches, stored_records
-from fleet import Api, Fleet
+from fleet import Api
 from serving import COMMAND, exchange
 
 from meterkit.exchange import ACTIVATION_MEDIA_TYPE, read_reply
 
 
 @pytest.fixture
-def fleet(tmp_path, postgresql):
-    made = Fleet.start(tmp_path, cluster=postgresql, now=int(time.time()))
-    yield made
-    made.remove()
+def fleet(fleet_of_today):
+    return fleet_of_today
 
 
 def test_a_life_over_a_socket_leaves_no_secret_in_the_log(fleet, serve, tmp_path):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from exchanging import refused
 from fleet import MODEL
 
@@ -23,11 +23,9 @@ IMPLAUSIBLE = 10**6 * 900
 
 
 @pytest.fixture
-def biller(tmp_path):
-    made = Biller.start(tmp_path)
-    yield made
-    assert rebuild(made.server, check=True)["items"] == []
-    made.close()
+def biller(embedded_fleet):
+    yield embedded_fleet
+    assert rebuild(embedded_fleet.server, check=True)["items"] == []
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from billing_fleet import FEBRUARY, Biller
+from billing_fleet import FEBRUARY
 from exchanging import exposed, limit_of, stored_batches, stored_records, used_device
 from exposed_fleet import compare_exposures
 from fleet import MODEL, FakeDevice, claims_of
@@ -371,8 +371,8 @@ def test_what_is_gone_uses_the_pool_up_and_is_not_given_again(fleet, database):
     assert limit_of(fleet.device(license_id)) == 1_000 - 301 - 400
 
 
-def test_an_invoice_proves_itself_and_says_that_records_are_gone(tmp_path):
-    biller = Biller.start(tmp_path)
+def test_an_invoice_proves_itself_and_says_that_records_are_gone(embedded_fleet, tmp_path):
+    biller = embedded_fleet
     database = Backup(biller, tmp_path / "backup")
     device = biller.device(biller.grant())
     biller.use(device, 10, biller.clock.now + DAY_S)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, Biller, at
+from billing_fleet import DAY, FEBRUARY, JANUARY, MARCH, at
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lively_fleet import decide_all, lively
@@ -28,13 +28,6 @@ from meterkit.attribution import Run
 from meterkit.limits import INTEGER_MAX
 
 ANY_TIME = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def rows(biller, table=usage_rollups):

@@ -1,18 +1,10 @@
 """What a billing run asks its database does not grow with its customers: they are read in portions."""
 
-import pytest
 import sqlalchemy as sa
-from billing_fleet import DAY, FEBRUARY, JANUARY, Biller
+from billing_fleet import DAY, FEBRUARY, JANUARY
 
 from licensing_server.accounts import service as accounts
 from licensing_server.billing import disputing, service, settling
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 def add(biller, count: int) -> None:
@@ -62,8 +54,8 @@ def story(biller, customers: int) -> tuple[int, int]:
     return first, statements(biller, FEBRUARY)
 
 
-def test_three_customers_take_as_many_statements_as_thirty(tmp_path, biller, postgresql):
-    other = Biller.start(tmp_path / "other", cluster=postgresql)
+def test_three_customers_take_as_many_statements_as_thirty(tmp_path, biller, first_fleet):
+    other = first_fleet.copy(tmp_path / "other", seed=3)
     try:
         few, many = story(biller, 3), story(other, 30)
     finally:

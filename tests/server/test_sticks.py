@@ -3,12 +3,10 @@
 import errno
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 from exchanging import stored_batches, stored_records, used_device
-from fleet import Fleet
 
 from licensing_server.usage import sticks
 from meterkit import limits
@@ -16,11 +14,9 @@ from meterkit.exchange import read_reply
 
 
 @pytest.fixture
-def fleet(tmp_path):
+def fleet(embedded_fleet_of_today):
     """Commands read the system's clock: so does this fleet."""
-    made = Fleet.start(tmp_path, now=int(time.time()))
-    yield made
-    made.close()
+    return embedded_fleet_of_today
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import stripe
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from exchanging import refused
 from stripe_standin import KEY, StripeStandIn
 
@@ -17,13 +17,6 @@ from licensing_server.billing import rated_lines, stripe_client, stripe_sending
 from licensing_server.settings import STRIPE_API, STRIPE_KEY, Stripe
 from licensing_server.usage import events
 from meterkit.errors import ServiceError
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 @pytest.fixture

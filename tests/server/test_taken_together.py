@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import sqlalchemy as sa
-from fleet import Fleet, claims_of
+from fleet import claims_of
 from lively_fleet import DAY, decide_all, lively
 
 from licensing_server.database import metadata, read
@@ -24,9 +24,9 @@ from meterkit.exchange import Has, read_reply
 
 
 @pytest.fixture
-def twins(postgresql, tmp_path):
+def twins(first_fleet, tmp_path):
     """Two fleets of the same seed: what happens to both alike must leave the same behind."""
-    made = [Fleet.start(tmp_path / name, cluster=postgresql) for name in ("together", "alone")]
+    made = [first_fleet.copy(tmp_path / name, seed=2) for name in ("together", "alone")]
     yield made
     for each in made:
         each.remove()

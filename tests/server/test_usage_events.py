@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from billing_fleet import FEBRUARY, MARCH, Biller, at
+from billing_fleet import FEBRUARY, MARCH, at
 from exchanging import refused
 from fleet import Api, Fleet
 from starlette.testclient import TestClient
@@ -17,13 +17,6 @@ from licensing_server.usage.events import Asked
 from meterkit.canonical import from_canonical
 
 IMPLAUSIBLE = 10**6 * 900 + 1
-
-
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -17,13 +17,6 @@ from licensing_server.usage.deciding import Resolution
 LET_OFF = {"amount": "1", "note": "for the outage"}
 
 
-@pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    yield made
-    made.remove()
-
-
 class Forked:
     """A device with ten units in January, and a branch of its ledger with seven."""
 

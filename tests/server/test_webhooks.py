@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from billing_fleet import FEBRUARY, Biller, at
+from billing_fleet import FEBRUARY, at
 from exchanging import refused
 from fleet import Api
 from serving import Serving
@@ -30,11 +30,9 @@ DAY = 86_400
 
 
 @pytest.fixture
-def biller(tmp_path, postgresql):
-    made = Biller.start(tmp_path, cluster=postgresql)
-    made.server = replace(made.server, webhook_hosts=frozenset({"localhost"}))
-    yield made
-    made.remove()
+def biller(biller):
+    biller.server = replace(biller.server, webhook_hosts=frozenset({"localhost"}))
+    return biller
 
 
 def tell(biller, *subjects, event="invoice.finalized"):

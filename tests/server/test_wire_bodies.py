@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from exchanging import refused, used_device
-from fleet import Fleet
+from serving import Serving
 from starlette.requests import Request
 
 from licensing_server import bodies
@@ -23,22 +23,32 @@ ACTIVATIONS = "/v1/activations", ACTIVATION_MEDIA_TYPE, limits.ACTIVATION_BYTES_
 PATIENCE_S = 60  # how long a test waits for an answer before it fails; nothing is measured
 
 
-@pytest.fixture
-def fleet(tmp_path):
-    made = Fleet.start(tmp_path, now=int(time.time()))
+@pytest.fixture(scope="module")
+def fleet(first_embedded_fleet_of_today, tmp_path_factory):
+    made = first_embedded_fleet_of_today.copy(tmp_path_factory.mktemp("wire"), seed=2)
+    made.clock.now = int(time.time())
     yield made
-    made.close()
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def url(fleet, logs):
+    """One process for all of them: whatever was sent to it before, it answers."""
+    serving = Serving(fleet, logs)
+    serving.start()
+    yield serving.url
+    serving.close()
 
 
 @pytest.fixture
-def url(serve):
-    return serve()
-
-
-@pytest.fixture
-def log(url, tmp_path):
-    """What the server has logged so far."""
-    return (tmp_path / f"serve-{urlsplit(url).port}.log").read_text
+def log(url, logs):
+    """What the server has logged so far, whoever asked."""
+    return (logs / f"serve-{urlsplit(url).port}.log").read_text
 
 
 @contextmanager

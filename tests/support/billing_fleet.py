@@ -11,7 +11,6 @@ from zoneinfo import ZoneInfo
 import sqlalchemy as sa
 from fleet import MODEL, FakeDevice, Fleet
 
-from licensing_server import directory
 from licensing_server.billing import chains, service, sums
 from licensing_server.billing import terms as customer_terms
 from licensing_server.catalog import service as catalog
@@ -79,7 +78,7 @@ class Biller(Fleet):
     def reopen(self) -> None:
         """Open the server's directory anew, as another process would."""
         self.close()
-        self.server = directory.open_server(self.settings, clock=self.clock, random=self.random)
+        self.server = self.open(self.settings, clock=self.clock, random=self.random)
 
     # -- what is sold
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 from click.testing import CliRunner
@@ -88,6 +89,10 @@ class Random:
         return self._random.randbytes(count)
 
 
+def _wait_for_no_disk(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF").close()
+
+
 @dataclass
 class Fleet:
     """One server with a catalog, a customer and a plan, and the means to grant and to make devices."""
@@ -101,6 +106,7 @@ class Fleet:
     database: str = ""
     customer: str = ""
     plan: str = ""
+    compiled: dict[Any, Any] = field(default_factory=dict)  # statements: copies share what costs most tests most
 
     @classmethod
     def start(
@@ -135,15 +141,27 @@ class Fleet:
         fleet.plan = catalog.create_plan(server, name="standard", body=PLAN)["id"]
         return fleet
 
-    def copy(self, path: Path, *, seed: int) -> Fleet:
-        """The same server in another directory, with a clock of its own, and randomness that repeats nothing."""
+    def copy(self, path: Path, *, seed: int, durable: bool = False) -> Self:
+        """The same server in another directory, with a clock of its own, and randomness that repeats nothing.
+
+        Unless it is to be durable, it waits for no disk: what it commits outlives its process, not a power cut.
+        """
         shutil.copytree(self.server.directory, path / "server")
         clock, randomness = Clock(self.clock.now), Random(seed)
         database = self.cluster.create(self.database) if self.cluster else ""
         url = self.cluster.url(database) if self.cluster else None
         settings = Settings(directory=path / "server", postgresql_url=url)
-        server = directory.open_server(settings, clock=clock, random=randomness)
+        server = self.open(settings, clock=clock, random=randomness)
+        if not durable and not self.cluster:
+            sa.event.listen(server.engine, "connect", _wait_for_no_disk)
         return replace(self, server=server, clock=clock, random=randomness, settings=settings, database=database)
+
+    def open(self, settings: Settings, *, clock: Clock, random: Random) -> Server:
+        """Open a server on a database of this kind, which takes statements as they were compiled for another."""
+        server = directory.open_server(settings, clock=clock, random=random)
+        server.engine.dialect = self.server.engine.dialect
+        server.engine.update_execution_options(compiled_cache=self.compiled)
+        return server
 
     def invoke(self, *arguments: object) -> Result:
         """Run a command of `meterkit-server` on it."""

@@ -73,8 +73,8 @@ class Life:
         """Tell what is in a cell file before each flush of it."""
         make, flush, flush_slot = cells.CellFile._make, cells.CellFile.flush_changed, cells.CellFile.flush_slot
 
-        def made(file) -> None:
-            make(file)
+        def made(file, directory) -> None:
+            make(file, directory)
             file.words = memoryview(file._map).cast("Q")
             self.files.append(file)
 
