@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from licensing_server.database import insert_all, listed, metadata, pieces
 from licensing_server.licenses import periods
 from licensing_server.licenses.periods import Bounds, Schedule
+from licensing_server.prepared import Prepared
 from meterkit.limits import INTEGER_MAX
 
 EVER = 0  # where a license's first span begins
@@ -26,7 +27,7 @@ license_spans = sa.Table(
     sa.Column("end_at", sa.BigInteger, nullable=False),
 )
 Cuts = dict[str, list[int]]  # by license: where its spans begin, in order
-_STARTS = (
+_STARTS = Prepared(
     sa.select(license_spans.c.license, license_spans.c.start_at)
     .where(listed(license_spans.c.license, "licenses"))
     .order_by(license_spans.c.license, license_spans.c.start_at)
@@ -47,7 +48,7 @@ def read(connection: sa.Connection, license_ids: Collection[str]) -> Cuts:
     """Where the spans of licenses begin; of a license that has none yet, nothing."""
     found: Cuts = {}
     for some in pieces(license_ids):
-        for license_id, start_at in connection.execute(_STARTS, {"licenses": some}):
+        for license_id, start_at in _STARTS.all(connection, licenses=some):
             found.setdefault(license_id, []).append(start_at)
     return found
 
