@@ -55,21 +55,24 @@ class _Sent:
         compiled = statement.compile(dialect=dialect)
         self.text = str(compiled)
         self._order: Sequence[str] | None = compiled.positiontup
-        self._fixed: dict[str, Any] = dict(compiled.params)
+        self._asked = {name for bind, name in compiled.bind_names.items() if bind.required}
+        self._fixed = {name: value for name, value in compiled.params.items() if name not in self._asked}
         binds = {name: bind.type.dialect_impl(dialect) for bind, name in compiled.bind_names.items()}
         written = {name: kind.bind_processor(dialect) for name, kind in binds.items()}
         self._writers: dict[str, Convert] = {name: write for name, write in written.items() if write is not None}
-        columns = [] if not hasattr(statement, "exported_columns") else list(statement.exported_columns)
+        columns = list(statement.exported_columns)
         found = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
         self._readers: dict[int, Convert] = {at: read for at, read in enumerate(found) if read is not None}
         self._make = _row_maker([column.name for column in columns])
 
     def values(self, named: Mapping[str, Any]) -> Any:
-        """Values as the driver takes them."""
+        """Values as the driver takes them; raises TypeError unless they are those that the statement asks for."""
+        if named.keys() != self._asked:
+            raise TypeError(f"asked for {sorted(self._asked)}, given {sorted(named)}")
         given = {**self._fixed, **named}
         for name, write in self._writers.items():
             given[name] = write(given[name])
-        return given if self._order is None else [given[name] for name in self._order]
+        return given if self._order is None else tuple(given[name] for name in self._order)
 
     def rows(self, found: Sequence[Sequence[Any]]) -> list[Any]:
         """Rows as the program takes them."""
