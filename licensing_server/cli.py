@@ -1,5 +1,6 @@
 """`meterkit-server`: making and running a server, and every operation of its API as a command."""
 
+import gc
 import os
 import threading
 from pathlib import Path
@@ -20,7 +21,7 @@ from licensing_server.reconciliation import commands as reconciliation
 from licensing_server.usage import commands as usage
 from licensing_server.webhook_endpoints import commands as webhook_endpoints
 from licensing_server.webhook_endpoints import delivering
-from meterkit import __version__
+from meterkit import __version__, signing
 from meterkit.errors import ServiceError
 from meterkit.keys import roots_fingerprint
 
@@ -85,6 +86,10 @@ def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> N
         arguments = (server, _WEBHOOKS_EVERY_S, threading.Event())
         threading.Thread(target=delivering.go_on, args=arguments, daemon=True).start()
     app = create_app(server)
+    signing.load()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, proxy_headers=False)
 
 

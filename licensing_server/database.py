@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from licensing_server.prepared import Prepared, at_driver
 from meterkit.errors import ServiceError
 
 _NAMES_MAX = 500  # in one statement: no engine takes any number of them
@@ -171,21 +172,16 @@ def insert_values(
     if connection.dialect.name == "sqlite":
         marks = ", ".join("?" * len(columns))
         insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - names of this program's own
-        connection.exec_driver_sql(insert, list(map(tuple, rows)))
+        with at_driver(connection, insert, rows) as cursor:
+            cursor.executemany(insert, rows)
     else:
         _copy(connection, f"COPY {table.name} ({names}) FROM STDIN", rows)
 
 
 def _copy(connection: sa.Connection, statement: str, values: Sequence[Sequence[Any]]) -> None:
-    driver = connection.connection.driver_connection
-    if driver is None:
-        raise ServiceError("database_unavailable")
-    try:
-        with driver.cursor() as cursor, cursor.copy(statement) as copying:
-            for row in values:
-                copying.write_row(row)
-    except connection.dialect.loaded_dbapi.Error as fault:
-        raise exc.DBAPIError.instance(statement, None, fault, connection.dialect.loaded_dbapi.Error) from fault
+    with at_driver(connection, statement) as cursor, cursor.copy(statement) as copying:
+        for row in values:
+            copying.write_row(row)
 
 
 def add_to(
@@ -207,12 +203,12 @@ def add_rows(
 ) -> None:
     """Add rows, each of whole columns, to a table's rows as `add_to` does; no two of them have the same key."""
     if rows:
-        connection.execute(_adding_rows(connection.dialect.name, table, tuple(how.items())), rows)
+        _adding_rows(connection.dialect.name, table, tuple(how.items())).each(connection, rows)
 
 
 @functools.cache  # making it anew takes longer than executing it
-def _adding_rows(dialect_name: str, table: sa.Table, how: tuple[tuple[str, str], ...]) -> sa.Insert:
-    return _on_conflict(_insert(dialect_name, table), table, dict(how))
+def _adding_rows(dialect_name: str, table: sa.Table, how: tuple[tuple[str, str], ...]) -> Prepared:
+    return Prepared(_on_conflict(_insert(dialect_name, table), table, dict(how)))
 
 
 def _insert(dialect_name: str, table: sa.Table) -> Any:
@@ -301,16 +297,15 @@ def next_number(connection: sa.Connection, name: str, *, by: int = 1) -> int:
     """Count on, by one if no more is asked for, in the caller's own transaction: numbers come in commit order and
     leave no gap. Gives the last.
     """
-    value = connection.execute(_COUNTED, {"named": name, "by": by}).scalar_one_or_none()
-    if value is None:
-        connection.execute(sa.insert(counters).values(name=name, value=by))
-        return by
-    return int(value)
+    for row in _COUNTED.all(connection, named=name, by=by):
+        return int(row.value)
+    connection.execute(sa.insert(counters).values(name=name, value=by))
+    return by
 
 
 def last_number(connection: sa.Connection, name: str) -> int:
     """The number that `next_number` gave last, as the caller's transaction sees it; 0 before the first."""
-    return int(connection.execute(_LAST, {"named": name}).scalar() or 0)
+    return max((int(row.value) for row in _LAST.all(connection, named=name)), default=0)
 
 
 def number_to_come(connection: sa.Connection, name: str) -> int:
@@ -328,8 +323,8 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
 )
-_LAST = sa.select(counters.c.value).where(counters.c.name == sa.bindparam("named"))
-_COUNTED = (
+_LAST = Prepared(sa.select(counters.c.value).where(counters.c.name == sa.bindparam("named")))
+_COUNTED = Prepared(
     sa.update(counters)
     .where(counters.c.name == sa.bindparam("named"))
     .values(value=counters.c.value + sa.bindparam("by"))

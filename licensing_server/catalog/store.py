@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.database import listed, metadata
+from licensing_server.prepared import Prepared
 from meterkit.canonical import from_bytes, to_bytes
 from meterkit.licenses import Axis, Meter
 from meterkit.limits import BODY_BYTES_MAX
@@ -27,7 +28,7 @@ models = sa.Table(
     sa.Column("sha256", sa.JSON, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
 )
-_MODELS = sa.select(models).where(models.c.product == sa.bindparam("of"), listed(models.c.name, "names"))
+_MODELS = Prepared(sa.select(models).where(models.c.product == sa.bindparam("of"), listed(models.c.name, "names")))
 plans = sa.Table(
     "plans",
     metadata,
@@ -127,8 +128,7 @@ def find_model(connection: sa.Connection, product: str, name: str) -> Model | No
 
 def read_models(connection: sa.Connection, product: str, names: list[str]) -> dict[str, Model]:
     """Read several models of a product, by name."""
-    rows = connection.execute(_MODELS, {"of": product, "names": names})
-    return {row.name: from_row(row) for row in rows}
+    return {row.name: from_row(row) for row in _MODELS.all(connection, of=product, names=names)}
 
 
 def models_with(connection: sa.Connection, product: str, sha256: str) -> list[str]:

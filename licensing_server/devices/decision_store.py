@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.database import listed, metadata, next_number, number_to_come
+from licensing_server.prepared import Prepared
 
 # Exposure of one life of a ledger, of the tokens up to a serial, counted as 0 until that ledger is heard of again.
 write_offs = sa.Table(
@@ -24,8 +25,10 @@ write_offs = sa.Table(
     sa.Column("reversed_by", sa.BigInteger),  # the batch that did it
     sa.Index("write_offs_by_ledger", "device", "epoch"),
 )
-_WRITTEN_OFF = sa.select(write_offs.c.device).where(
-    listed(write_offs.c.device, "devices"), write_offs.c.reversed_at.is_(None)
+_WRITTEN_OFF = Prepared(
+    sa.select(write_offs.c.device).where(
+        listed(write_offs.c.device, "devices"), write_offs.c.reversed_at.is_(None)
+    )
 )
 # What a person said of a device, or what its report said for it; billing runs from `since_run` on know it.
 declarations = sa.Table(
@@ -73,7 +76,7 @@ def written_off_serial(connection: sa.Connection, device: str, epoch: str) -> in
 
 def devices_with_write_offs(connection: sa.Connection, devices: Collection[str]) -> set[str]:
     """Those of several devices of which something is written off."""
-    return set(connection.execute(_WRITTEN_OFF, {"devices": list(devices)}).scalars())
+    return {row.device for row in _WRITTEN_OFF.all(connection, devices=devices)}
 
 
 def reverse_write_offs(connection: sa.Connection, device: str, epoch: str, *, acceptance: int, now: int) -> None:

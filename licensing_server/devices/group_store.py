@@ -15,6 +15,7 @@ from licensing_server.devices.token_store import (
     token_limits,
     tokens,
 )
+from licensing_server.prepared import Prepared
 from meterkit.licenses import Meter
 from meterkit.tuples import NamedTuple
 
@@ -22,7 +23,7 @@ _KNOWN = (
     *("jti", "device", "license", "epoch", "serial", "iat", "nbf", "exp", "grace_s"),
     *("runs_on", "anchor_accepted", "superseded"),
 )
-_ALL_KNOWN = (
+_ALL_KNOWN = Prepared(
     sa.select(*(tokens.c[name] for name in _KNOWN), *(token_limits.c[name] for name in LIMIT))
     .join_from(tokens, token_limits, tokens.c.jti == token_limits.c.jti)
     .where(
@@ -30,16 +31,18 @@ _ALL_KNOWN = (
         sa.or_(tokens.c.superseded.is_(False), listed(tokens.c.jti, "jtis")),
     )
 )
-_SUPERSEDE = sa.update(tokens).where(listed(tokens.c.jti, "jtis")).values(superseded=True)
+_SUPERSEDE = Prepared(sa.update(tokens).where(listed(tokens.c.jti, "jtis")).values(superseded=True))
 _METER = (exposures.c.license, exposures.c.model, exposures.c.unit)
-_EXPOSED = (
+_EXPOSED = Prepared(
     sa.select(*_METER, total(exposures.c.units).label("units"))
     .where(listed(exposures.c.license, "licenses"))
     .group_by(*_METER)
 )
-_EXPOSURES = sa.select(exposures).where(listed(exposures.c.device, "devices"))
-_CLEAR = sa.delete(exposures).where(
-    exposures.c.device == sa.bindparam("of_device"), exposures.c.epoch == sa.bindparam("of_epoch")
+_EXPOSURES = Prepared(sa.select(exposures).where(listed(exposures.c.device, "devices")))
+_CLEAR = Prepared(
+    sa.delete(exposures).where(
+        exposures.c.device == sa.bindparam("of_device"), exposures.c.epoch == sa.bindparam("of_epoch")
+    )
 )
 
 
@@ -110,7 +113,7 @@ def read_all_known(
 ) -> dict[str, dict[str, KnownToken]]:
     """Read several devices' tokens, by device and id: all that are usable, and of the others those named."""
     found: dict[str, dict[str, KnownToken]] = {device: {} for device in devices}
-    for row in connection.execute(_ALL_KNOWN, {"devices": list(devices), "jtis": list(jtis)}):
+    for row in _ALL_KNOWN.all(connection, devices=devices, jtis=jtis):
         token = found[row.device].get(row.jti)
         if token is None:
             token = found[row.device][row.jti] = KnownToken(**dict(zip(_KNOWN, row, strict=False)), limits=[])
@@ -121,7 +124,7 @@ def read_all_known(
 def supersede_all(connection: sa.Connection, jtis: Collection[str]) -> None:
     """Note that these tokens are no longer usable."""
     if jtis:
-        connection.execute(_SUPERSEDE, {"jtis": list(jtis)})
+        _SUPERSEDE.all(connection, jtis=jtis)
 
 
 def just_issued(issued: Issued) -> KnownToken:
@@ -142,10 +145,10 @@ class Exposed(NamedTuple):
 
 def read_exposed(connection: sa.Connection, licenses: Collection[str], devices: Collection[str]) -> Exposed:
     """Read what is exposed of licenses, and the part in it of some devices' ledgers."""
-    summed = connection.execute(_EXPOSED, {"licenses": list(licenses)})
+    summed = _EXPOSED.all(connection, licenses=licenses)
     in_all = {(row.license, (row.model, row.unit)): row.units for row in summed}
     by_ledger: dict[tuple[str, str], dict[tuple[str, Meter], int]] = {}
-    for row in connection.execute(_EXPOSURES, {"devices": list(devices)}):
+    for row in _EXPOSURES.all(connection, devices=devices):
         ledger = by_ledger.setdefault((row.device, row.epoch), {})
         ledger[row.license, (row.model, row.unit)] = row.units
     return Exposed(in_all, by_ledger)
@@ -156,5 +159,5 @@ def replace_exposures(
 ) -> None:
     """Store anew what usable tokens let ledgers (device, epoch) reach."""
     if ledgers:
-        connection.execute(_CLEAR, [{"of_device": device, "of_epoch": epoch} for device, epoch in ledgers])
+        _CLEAR.each(connection, [{"of_device": device, "of_epoch": epoch} for device, epoch in ledgers])
         insert_all(connection, exposures, rows)

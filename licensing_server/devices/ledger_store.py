@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from licensing_server.database import insert_all, listed, metadata
+from licensing_server.prepared import Prepared
 from meterkit.ledger import Chain, TokenRef, Total
 from meterkit.licenses import Meter
 from meterkit.positions import Position
@@ -49,9 +50,11 @@ receipts = sa.Table(
 
 
 _PLACE = (heads.c.device, heads.c.epoch, heads.c.seq, heads.c.head)
-_TIPS = sa.select(heads).where(listed(heads.c.device, "devices"), heads.c.is_tip.is_(True))
-_PLACES = sa.select(*_PLACE).where(listed(heads.c.device, "devices"), listed(heads.c.head, "heads"))
-_END = sa.update(heads).where(*(each == sa.bindparam(f"this_{each.name}") for each in _PLACE)).values(is_tip=False)
+_TIPS = Prepared(sa.select(heads).where(listed(heads.c.device, "devices"), heads.c.is_tip.is_(True)))
+_PLACES = Prepared(sa.select(*_PLACE).where(listed(heads.c.device, "devices"), listed(heads.c.head, "heads")))
+_END = Prepared(
+    sa.update(heads).where(*(each == sa.bindparam(f"this_{each.name}") for each in _PLACE)).values(is_tip=False)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,15 +134,16 @@ def read_tips(connection: sa.Connection, device: str, epoch: str) -> list[Head]:
 
 def read_all_tips(connection: sa.Connection, devices: Collection[str]) -> list[Head]:
     """The ends of all branches of several devices' ledgers."""
-    return [from_row(row) for row in connection.execute(_TIPS, {"devices": list(devices)})]
+    return [from_row(row) for row in _TIPS.all(connection, devices=devices)]
 
 
 def known_positions(
     connection: sa.Connection, asked: Collection[tuple[str, Position]]
 ) -> set[tuple[str, Position]]:
     """Those of the named places, of a device and in its ledger, that are checkpoints."""
-    which = {"devices": [device for device, _ in asked], "heads": [position.head for _, position in asked]}
-    found = {(row.device, Position(row.epoch, row.seq, row.head)) for row in connection.execute(_PLACES, which)}
+    devices, places = [device for device, _ in asked], [position.head for _, position in asked]
+    rows = _PLACES.all(connection, devices=devices, heads=places)
+    found = {(row.device, Position(row.epoch, row.seq, row.head)) for row in rows}
     return found.intersection(asked)
 
 
@@ -147,8 +151,7 @@ def go_on(connection: sa.Connection, ended: Sequence[Head], made: Sequence[Head]
     """Store new checkpoints; those that their branches went on from are tips no more."""
     names = [f"this_{each.name}" for each in _PLACE]
     places = [dict(zip(names, (head.chain.device, *head.position), strict=True)) for head in ended]
-    if places:
-        connection.execute(_END, places)
+    _END.each(connection, places)
     insert_all(connection, heads, [to_row(head) for head in made])
 
 

@@ -1,11 +1,11 @@
 """What was revoked, and the signed lists that say so."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.database import counters, listed, metadata
+from licensing_server.prepared import Prepared
 from meterkit import limits
 
 _SEEN = "revocations_seen"  # a counter that the migrations made, so that no two transactions do
@@ -27,10 +27,12 @@ revocation_lists = sa.Table(
 )
 # All kinds there are, named because the table's key begins with them.
 _KINDS: list[sa.ColumnElement[str]] = [sa.literal_column(f"'{kind}'") for kind in ("token", "license", "device")]
-_INSTANTS = sa.select(revocations.c.subject, revocations.c.created_at).where(
-    revocations.c.kind.in_(_KINDS), listed(revocations.c.subject, "subjects")
+_INSTANTS = Prepared(
+    sa.select(revocations.c.subject, revocations.c.created_at).where(
+        revocations.c.kind.in_(_KINDS), listed(revocations.c.subject, "subjects")
+    )
 )
-_NEWEST = sa.select(revocation_lists).order_by(revocation_lists.c.version.desc()).limit(1)
+_NEWEST = Prepared(sa.select(revocation_lists).order_by(revocation_lists.c.version.desc()).limit(1))
 
 
 def is_revoked(connection: sa.Connection, kind: str, subject: str) -> bool:
@@ -42,7 +44,7 @@ def is_revoked(connection: sa.Connection, kind: str, subject: str) -> bool:
 
 def read_instants(connection: sa.Connection, subjects: Sequence[str]) -> dict[str, int]:
     """When those of the named tokens, licenses and devices were revoked that were."""
-    rows = connection.execute(_INSTANTS, {"subjects": list(subjects)})
+    rows = _INSTANTS.all(connection, subjects=subjects)
     return {row.subject: row.created_at for row in rows}
 
 
@@ -60,8 +62,7 @@ def read_all(connection: sa.Connection) -> list[tuple[str, str]]:
 
 def newest(connection: sa.Connection) -> tuple[int, str | None]:
     """The newest list: its version and its text; version 0 before there is any."""
-    row: Any = connection.execute(_NEWEST).one_or_none()
-    return (row.version, row.body) if row else (0, None)
+    return next(((row.version, row.body) for row in _NEWEST.all(connection)), (0, None))
 
 
 def insert_list(connection: sa.Connection, version: int, body: str, now: int) -> None:

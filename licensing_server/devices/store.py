@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.database import listed, metadata
+from licensing_server.prepared import Prepared
 from meterkit.keys import VerifyKey
 
 devices = sa.Table(
@@ -80,9 +81,9 @@ _OWN = tuple(column.name for column in devices.columns)
 
 
 _NOTED = ("serial", "serial_seen", "seen_at")
-_ALL = sa.select(devices).where(listed(devices.c.id, "ids"))
-_REVISIONS = sa.select(devices.c.id, devices.c.revision).where(listed(devices.c.id, "ids"))
-_NOTE = (
+_ALL = Prepared(sa.select(devices).where(listed(devices.c.id, "ids")))
+_REVISIONS = Prepared(sa.select(devices.c.id, devices.c.revision).where(listed(devices.c.id, "ids")))
+_NOTE = Prepared(
     sa.update(devices)
     .where(devices.c.id == sa.bindparam("this"))
     .values({name: sa.bindparam(f"new_{name}") for name in _NOTED})
@@ -108,13 +109,12 @@ def find(connection: sa.Connection, device_id: str) -> Device | None:
 
 def find_all(connection: sa.Connection, device_ids: Collection[str]) -> dict[str, Device]:
     """Find several devices."""
-    rows = connection.execute(_ALL, {"ids": list(device_ids)})
-    return {row.id: from_row(row) for row in rows}
+    return {row.id: from_row(row) for row in _ALL.all(connection, ids=device_ids)}
 
 
 def read_revisions(connection: sa.Connection, device_ids: Collection[str]) -> dict[str, int]:
     """How often what is accepted of several devices has changed."""
-    return {row.id: row.revision for row in connection.execute(_REVISIONS, {"ids": list(device_ids)})}
+    return {row.id: row.revision for row in _REVISIONS.all(connection, ids=device_ids)}
 
 
 def insert(connection: sa.Connection, device: Device) -> None:
@@ -132,7 +132,7 @@ def update(connection: sa.Connection, device: Device) -> bool:
 def note_exchanges(connection: sa.Connection, changed: Sequence[Device]) -> None:
     """Store what an exchange changes of devices that were read in this transaction; their revisions move on."""
     rows = [{"this": each.id, **{f"new_{name}": getattr(each, name) for name in _NOTED}} for each in changed]
-    connection.execute(_NOTE, rows)
+    _NOTE.each(connection, rows)
 
 
 def page(connection: sa.Connection, asked: pages.Page, license_id: str | None) -> pages.Document:

@@ -6,13 +6,13 @@ that turns out otherwise later (a changed zone, a new version of a plan) cuts th
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
 
 import sqlalchemy as sa
 
 from licensing_server.database import insert_all, listed, metadata, pieces
 from licensing_server.licenses import periods
 from licensing_server.licenses.periods import Bounds, Schedule
+from licensing_server.prepared import Prepared
 from meterkit.limits import INTEGER_MAX
 
 _NO_RUN = 0  # they are counted from 1
@@ -37,8 +37,8 @@ _STARTS = (
     .where(listed(license_spans.c.license, "licenses"))
     .order_by(license_spans.c.license, license_spans.c.start_at)
 )
-_ADDED_UP = _STARTS.where(license_spans.c.only_run.is_(None))
-_OF_RUN = _STARTS.where(license_spans.c.only_run == sa.bindparam("run"))
+_ADDED_UP = Prepared(_STARTS.where(license_spans.c.only_run.is_(None)))
+_OF_RUN = Prepared(_STARTS.where(license_spans.c.only_run == sa.bindparam("run")))
 
 
 def ahead(schedule: Schedule, last: Mapping[str, Bounds], until: int) -> set[int]:
@@ -61,10 +61,10 @@ def read_of_run(connection: sa.Connection, license_ids: Collection[str], run: in
     return _read(connection, _OF_RUN, license_ids, run=run)
 
 
-def _read(connection: sa.Connection, chosen: sa.Select[Any], license_ids: Collection[str], **named: int) -> Cuts:
+def _read(connection: sa.Connection, chosen: Prepared, license_ids: Collection[str], **named: int) -> Cuts:
     found: Cuts = {}
     for some in pieces(license_ids):
-        for license_id, start_at in connection.execute(chosen, {"licenses": some, **named}):
+        for license_id, start_at in chosen.all(connection, licenses=some, **named):
             found.setdefault(license_id, []).append(start_at)
     return found
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.database import add_rows, listed, metadata
+from licensing_server.prepared import Prepared
 from meterkit.ledger import Total
 from meterkit.licenses import Meter, Policy
 
@@ -71,11 +72,11 @@ activation_codes = sa.Table(
 )
 
 
-_ALL = sa.select(licenses).where(listed(licenses.c.id, "licenses"))
-_ALL_GRANTS = (
+_ALL = Prepared(sa.select(licenses).where(listed(licenses.c.id, "licenses")))
+_ALL_GRANTS = Prepared(
     sa.select(license_models).where(listed(license_models.c.license, "licenses")).order_by(license_models.c.model)
 )
-_ALL_UNITS = sa.select(license_units).where(listed(license_units.c.license, "licenses"))
+_ALL_UNITS = Prepared(sa.select(license_units).where(listed(license_units.c.license, "licenses")))
 _UNITS = ("license", "model", "unit", "period_start", "units", "unsettled")
 
 
@@ -197,10 +198,9 @@ def find(connection: sa.Connection, license_id: str, *, lock: bool = False) -> L
 
 def find_all(connection: sa.Connection, license_ids: Collection[str]) -> dict[str, License]:
     """Find several licenses. They are not locked: a write transaction holds the database's own lock."""
-    asked = {"licenses": list(license_ids)}
-    rows = connection.execute(_ALL, asked).all()
+    rows = _ALL.all(connection, licenses=license_ids)
     grants: dict[str, list[Grant]] = {}
-    for each in connection.execute(_ALL_GRANTS, asked):
+    for each in _ALL_GRANTS.all(connection, licenses=license_ids):
         grants.setdefault(each.license, []).append(grant_from_row(each))
     return {row.id: from_row(row, tuple(grants.get(row.id, ()))) for row in rows}
 
@@ -293,7 +293,7 @@ def add_units(connection: sa.Connection, license_id: str, period_start: int, add
 
 def read_units(connection: sa.Connection, license_ids: Collection[str]) -> dict[tuple[str, Meter, int], Total]:
     """What was accepted for several licenses, by license, meter and period (0: in all)."""
-    rows = connection.execute(_ALL_UNITS, {"licenses": list(license_ids)})
+    rows = _ALL_UNITS.all(connection, licenses=license_ids)
     return {
         (row.license, (row.model, row.unit), row.period_start): Total(units=row.units, unsettled=row.unsettled)
         for row in rows

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from licensing_server import pages
 from licensing_server.database import BIG, insert_all, insert_values, listed, metadata, pieces, total
+from licensing_server.prepared import Prepared
 from meterkit import envelopes
 from meterkit.exchange import Batch, read_batch
 from meterkit.limits import INTEGER_MAX
@@ -93,8 +94,10 @@ exceptions = sa.Table(
     sa.Column("owner", sa.Text),
     sa.Column("note", sa.Text),
 )
-_OPEN_KINDS = sa.select(exceptions.c.device, exceptions.c.epoch, exceptions.c.kind).where(
-    listed(exceptions.c.device, "devices"), exceptions.c.state != "resolved"
+_OPEN_KINDS = Prepared(
+    sa.select(exceptions.c.device, exceptions.c.epoch, exceptions.c.kind).where(
+        listed(exceptions.c.device, "devices"), exceptions.c.state != "resolved"
+    )
 )
 _PACKED = 2  # of zlib's levels: the usual one takes twice as long, for a fifteenth less
 ACCEPTANCE = "acceptance"  # the counter of batches: its numbers come in commit order and leave no gap
@@ -259,7 +262,7 @@ def _open(device: str, epoch: str, kind: str) -> sa.ColumnElement[bool]:
 
 def read_open_kinds(connection: sa.Connection, devices: Collection[str]) -> set[tuple[str, str, str]]:
     """What exceptions are open for several devices: each a device, an epoch and a kind."""
-    rows = connection.execute(_OPEN_KINDS, {"devices": list(devices)})
+    rows = _OPEN_KINDS.all(connection, devices=devices)
     return {(row.device, row.epoch, row.kind) for row in rows}
 
 
