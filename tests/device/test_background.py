@@ -284,7 +284,7 @@ def test_it_is_activated_meanwhile(site, server):
     let_pass(site, background, 5_000)
     assert background.last.error.code == "server_unreachable"
     device.activate(vendors.code(), server.url)
-    let_pass(site, background, 1_000)
+    let_pass(site, background, 1_001)
     assert background.last.error is None
     assert len(server.requests) >= 2
 
