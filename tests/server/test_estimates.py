@@ -251,7 +251,7 @@ def asked(biller, cut_off: int) -> list[str]:
 
 
 def test_where_nobody_is_missing_nothing_is_asked(biller, month):
-    """Of missing devices five things are: what was added up of them, what is not yet, what is odd, tokens, ledgers."""
+    """Of a missing device five things are: what was added up, what is not yet, what is odd, tokens, ledgers."""
     _, _, away = month
     biller.clock.now = MARCH + DAY
     missing = asked(biller, MARCH + DAY)
