@@ -237,6 +237,7 @@ def _set_aside(connection: sa.Connection, sums: sa.Select[Any]) -> sa.Select[Any
     text = sums.compile(connection, compile_kwargs={"literal_binds": True})
     connection.exec_driver_sql(f"SET LOCAL work_mem = '{_SUMS_KIB}kB'; SET LOCAL enable_sort = off")
     connection.exec_driver_sql("SET LOCAL enable_nestloop = off")
+    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_ASIDE}")  # of an earlier sum in this transaction
     connection.exec_driver_sql(f"CREATE TEMPORARY TABLE {_ASIDE} ON COMMIT DROP AS {text}")
     connection.exec_driver_sql("SET LOCAL work_mem TO DEFAULT; SET LOCAL enable_sort TO DEFAULT")
     connection.exec_driver_sql("SET LOCAL enable_nestloop TO DEFAULT")

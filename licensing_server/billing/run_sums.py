@@ -51,6 +51,7 @@ def add_up(connection: sa.Connection) -> bool:
     """Add up the usage of some licenses whose usage is not yet; tells whether there may be more of them."""
     chosen = sa.select(_SPAN.license).where(_SPAN.only_run.is_not(None)).distinct().limit(_AT_ONCE)
     some = list(connection.execute(chosen).scalars())
+    spans.begin(connection, some)
     rollups.add_up(connection, some)
     connection.execute(sa.delete(run_sums).where(run_sums.c.license.in_(some)))
     return len(some) == _AT_ONCE

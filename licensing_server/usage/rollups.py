@@ -141,7 +141,6 @@ def align(connection: sa.Connection, known: Cuts, wanted: Mapping[str, Iterable[
 def add_up(connection: sa.Connection, license_ids: Collection[str]) -> None:
     """Add up the usage of licenses, none of which is added up yet, in the spans that they have."""
     for some in pieces(license_ids):
-        spans.begin(connection, some)
         mine = _RECORD.license.in_(some), _SPAN.license.in_(some)
         _add_up(connection, *mine, many=len(some) > FEW)
 

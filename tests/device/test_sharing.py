@@ -118,7 +118,9 @@ def test_a_process_gets_its_file_while_others_sweep(site):
     sweeper.start()
     try:
         for _ in range(3_000):
-            CellFile(directory).remove()
+            made = CellFile(directory)
+            assert Path(made.path).exists()
+            made.remove()
     finally:
         done.set()
         sweeper.join()

@@ -202,7 +202,6 @@ def test_what_a_run_has_summed_up_is_given_up_when_a_later_one_does(biller):
     with write(biller.server) as connection:
         terms.sum_first(connection, [biller.customer], run)
         both = list(spans.read_of_run(connection, licenses_of(connection), 1))
-    with write(biller.server) as connection:
         run_sums.take(connection, {both[0]: [EVER, JANUARY, FEBRUARY]}, Run(number=2, **limits_of(run)))
         assert list(spans.read_of_run(connection, both, 2)) == both[:1]
         assert not spans.read_of_run(connection, both, 1)
