@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the counter has a keeper, and the keeper only a counter to 
 
 _TICK_S = 1.0
 _TICK_MIN_S = 0.002
+_FIRST_LEASE_S = 0.01
 _LOW = 4  # a lease is low when a fourth of its size is left
 
 
@@ -41,22 +42,30 @@ class Keeper:
         """Begin, unless it has begun. Where no thread can be had, calls do for themselves what it would do; the
         next one that takes a lease tries again.
 
-        It begins by leasing for the first call of what is expected: while ONNX Runtime builds the session.
+        It begins by leasing for the first call of what is expected. That is waited for where the disk is quick:
+        beside ONNX Runtime, which lets no other thread compute and holds the processors, it would take longer.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=[expected], name="meterkit-keeper", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:
-                self._thread = None
+        if self._thread is not None:
+            return
+        leased = threading.Event()
+        arguments = (expected, leased)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="meterkit-keeper", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None
+            return
+        if expected is not None:
+            self._wait(leased, _FIRST_LEASE_S)
 
     def stop(self) -> None:
         """Look after nothing any more."""
         self._stopped.set()
 
-    def _run(self, expected: Expected | None) -> None:
+    def _run(self, expected: Expected | None, leased: threading.Event) -> None:
         if expected is not None and not self._wait(self._stopped, 0):
             self._lease_first(expected)
+        leased.set()
         delay_s = _TICK_S
         while not self._wait(self._stopped, delay_s):
             counter = self._counter()

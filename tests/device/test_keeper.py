@@ -4,6 +4,7 @@ Under a test's clocks the keeper's thread waits for ever, and `tick` is called a
 run by itself.
 """
 
+import contextlib
 import gc
 import sqlite3
 import threading
@@ -437,10 +438,23 @@ def test_it_begins_by_leasing_for_the_first_call(site, unwritable, monkeypatch):
     site.time = Beginning()
     device = site.activated(MUL)
     running = session(device)
-    wait_until(lambda: device.counter.own.ready)
+    assert device.counter.own.ready
     unwritable()
     use(running)
     monkeypatch.undo()
+    assert recorded(device) == 1
+
+
+def test_a_session_does_not_wait_for_a_ledger_that_another_process_holds(site):
+    """The first call does: it cannot be answered before."""
+    site.time.set_true()
+    device = site.activated(MUL, real_clocks=True)
+    with contextlib.closing(sqlite3.connect(device.vault.ledger, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        running = session(device)
+        assert not device.counter.own.ready
+        other.execute("ROLLBACK")
+    use(running)
     assert recorded(device) == 1
 
 

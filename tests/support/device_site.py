@@ -50,12 +50,14 @@ class FakeClocks:
 
     @property
     def clocks(self) -> Clocks:
-        """They stand, so that who waits for some of their time to pass waits on; a test calls `keeper.tick`."""
+        """They stand, so that a thread in the background waits on; a test calls `keeper.tick`. A caller who would
+        wait for something to be done there does not.
+        """
         return Clocks(
             boot_ns=lambda: self.boot_ns,
             wall_ns=lambda: self.wall_ns,
             boot=lambda: self.boot,
-            wait=lambda event, _seconds: event.wait(),
+            wait=lambda event, _seconds: event.wait() if threading.current_thread().daemon else event.is_set(),
         )
 
     @property
