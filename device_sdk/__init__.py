@@ -10,9 +10,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from device_sdk.device import Device
-from meterkit.errors import DenialError, DeviceError, LedgerError, MeterkitError
-from meterkit.keys import Trust
+from device_sdk.importing import all_kept
+
+with all_kept():
+    from device_sdk.device import Device
+    from meterkit.errors import DenialError, DeviceError, LedgerError, MeterkitError
+    from meterkit.keys import Trust
 
 if TYPE_CHECKING:
     from device_sdk.background import BackgroundSync, SyncAttempt
@@ -44,4 +47,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(name)
-    return getattr(import_module(_HOMES[name]), name)
+    with all_kept():
+        home = import_module(_HOMES[name])
+    return getattr(home, name)
