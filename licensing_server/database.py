@@ -5,8 +5,10 @@ IMMEDIATE`; PostgreSQL: an advisory lock, which all processes on all machines sh
 true until it commits, and numbers come in commit order. A read sees one consistent state, and holds up no write.
 """
 
+import fcntl
 import functools
 import json
+import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,8 +111,22 @@ def write(server: HasEngine) -> Iterator[sa.Connection]:
         ServiceError: `database_unavailable` when it cannot be begun or committed. After a failed commit the
             outcome is unknown: callers ask again, and every use case that matters answers a repeat alike.
     """
-    with _faults_named(server.engine), server.engine.begin() as connection:
+    with _faults_named(server.engine), _turn(server.engine), server.engine.begin() as connection:
         yield connection
+
+
+@contextmanager
+def _turn(engine: sa.Engine) -> Iterator[None]:
+    path = engine.url.database
+    if engine.dialect.name != "sqlite" or not path or not os.path.exists(path):
+        yield
+        return
+    handle = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ _SEQUENCES = (list, tuple)
 _TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _PIECE_BYTES = 1024 * 1024
 _LAST_CHARACTERS = ("", None, "AQgw", "AEIMQUYcgkosw048")  # by length modulo 4: its unused bits are zero
+_WRITER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 # A number that may be out of range, or a minus zero; it may also only be a piece of text.
 _DOUBTFUL_NUMBER = re.compile(r"[0-9]{16}|-0")
 
@@ -34,7 +35,7 @@ def to_bytes(value: Any) -> bytes:
     Raises:
         InputError: `malformed_json` for a float, a lone surrogate, a number out of range, or another type.
     """
-    text = json.dumps(_ordered(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = _WRITER.encode(_ordered(value))
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

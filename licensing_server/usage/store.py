@@ -40,7 +40,7 @@ batches = sa.Table(
 usage_records = sa.Table(
     "usage_records",
     metadata,
-    sa.Column("device", sa.Text, sa.ForeignKey("devices.id"), primary_key=True),
+    sa.Column("device", sa.Text, primary_key=True),
     sa.Column("epoch", sa.Text, primary_key=True),
     sa.Column("seq", sa.BigInteger, primary_key=True),
     sa.Column("hash", sa.Text, primary_key=True),
@@ -66,6 +66,9 @@ usage_records = sa.Table(
     sa.Column("dismissed_run", sa.BigInteger),
     # So many of the units another branch told of before; they do not count, unless they were released.
     sa.Column("repeated", sa.BigInteger, nullable=False, server_default="0"),
+    # A record's device is its batch's, which refers to the table. PostgreSQL would ask for it row by row, in an
+    # eighth of the time that taking usage in costs it; from SQLite's table it could only be taken by copying all.
+    sa.ForeignKeyConstraint(["device"], ["devices.id"]).ddl_if(dialect="sqlite"),
     sa.Index("usage_by_meter", "license", "model", "unit", "service_at"),
     sa.Index("usage_by_acceptance", "acceptance"),
 )
