@@ -5,10 +5,8 @@ IMMEDIATE`; PostgreSQL: an advisory lock, which all processes on all machines sh
 true until it commits, and numbers come in commit order. A read sees one consistent state, and holds up no write.
 """
 
-import fcntl
 import functools
 import json
-import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +19,11 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from licensing_server.prepared import Prepared, at_driver
+from licensing_server.turns import BUSY_TIMEOUT_MS, taken_turn
 from meterkit.errors import ServiceError
 
 _NAMES_MAX = 500  # in one statement: no engine takes any number of them
 
-BUSY_TIMEOUT_MS = 10_000
 WAL_SINCE = (3, 51, 3)  # earlier versions have a race that can lose a commit in WAL mode
 BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # an integer key that SQLite takes as its rowid
 
@@ -111,22 +109,8 @@ def write(server: HasEngine) -> Iterator[sa.Connection]:
         ServiceError: `database_unavailable` when it cannot be begun or committed. After a failed commit the
             outcome is unknown: callers ask again, and every use case that matters answers a repeat alike.
     """
-    with _faults_named(server.engine), _turn(server.engine), server.engine.begin() as connection:
+    with _faults_named(server.engine), taken_turn(server.engine), server.engine.begin() as connection:
         yield connection
-
-
-@contextmanager
-def _turn(engine: sa.Engine) -> Iterator[None]:
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path or not os.path.exists(path):
-        yield
-        return
-    handle = os.open(os.path.dirname(path), os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ DURABLE = ("fsync=on", "full_page_writes=on", "synchronous_commit=on", "shared_b
 # Few batches of many devices: what is signed beforehand installs none of the tokens that come back, and ledgers
 # with dozens of tokens that could still be used are no usual ones.
 DEVICES, BATCHES, RECORDS = 480, 3, 50
-CONNECTIONS = 16
+CONNECTIONS = 64
 CLIENT = Path(__file__).resolve().parent / "exchange_client.py"
 
 
