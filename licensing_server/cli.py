@@ -89,6 +89,7 @@ def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> N
     import uvicorn  # noqa: PLC0415 - with the routes, a sixth of every command's start, and only needed here
 
     from licensing_server.app import create_app  # noqa: PLC0415
+    from licensing_server.heads import BoundedHeads  # noqa: PLC0415
 
     server = sh.server()
     if deliver_webhooks:  # it may end anywhere: what it had taken is delivered by the next one
@@ -97,7 +98,15 @@ def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> N
     app = create_app(server)
     signing.load()
     _collect_less()
-    uvicorn.run(app, host=host, port=port, access_log=False, server_header=False, proxy_headers=False)
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        http=BoundedHeads,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
 
 
 @cli.command()

@@ -126,7 +126,7 @@ def test_a_body_longer_than_it_was_said_to_be_is_read_as_far_as_was_said(fleet, 
     text = device.batch().encode()
     with connected(url, *EXCHANGES[:2], f"content-length: {len(text) - 10}") as peer:
         send(peer, text)
-        assert answer(peer)[0] in (401, 422)
+        assert answer(peer)[0] in (400, 401, 422)  # what follows is no request, and may be found first
     assert fleet.units(device.token.license_id) == 0
 
 
