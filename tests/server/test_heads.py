@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from exchanging import used_device
+from raw_peer import PATIENCE_S, answer, received, send
 from serving import Serving
 
 from licensing_server.heads import HEAD_BYTES_MAX
 from meterkit.exchange import BATCH_MEDIA_TYPE
 
-PATIENCE_S = 60  # how long a test waits for an answer before it fails; nothing is measured
 MIB = 1024 * 1024
 PIECE = 256 * 1024  # as much as a server reads at once
 
@@ -38,39 +38,6 @@ def peer(serving):
     address = urlsplit(serving.url)
     with socket.create_connection((address.hostname, address.port), timeout=PATIENCE_S) as connected:
         yield connected
-
-
-def send(peer, *parts):
-    """Send as far as the other side lets us."""
-    try:
-        for part in parts:
-            peer.sendall(part)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-
-
-def received(peer):
-    """All that comes until the other side closes."""
-    data = b""
-    try:
-        while part := peer.recv(65_536):
-            data += part
-    except ConnectionResetError:
-        pass
-    return data
-
-
-def status(peer):
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = peer.recv(65_536)
-        assert part, data
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if b"content-length" in line)
-    while len(body) < length:
-        body += peer.recv(65_536)
-    return int(head.split()[1])
 
 
 @pytest.mark.parametrize(
@@ -99,7 +66,7 @@ def test_a_head_just_within_the_bound_is_answered_and_one_beyond_it_is_not(peer)
             peer.sendall(b"a" * min(1_024, pad - at))
             time.sleep(0.0005)  # so that it comes in pieces
         send(peer, b"\r\n\r\n")
-        assert status(peer) == expected
+        assert answer(peer)[0] == expected
 
 
 def test_bodies_are_no_heads(fleet, peer):
@@ -112,7 +79,7 @@ def test_bodies_are_no_heads(fleet, peer):
         assert len(text) > HEAD_BYTES_MAX
         head = f"POST /v1/exchanges HTTP/1.1\r\nhost: a\r\ncontent-type: {BATCH_MEDIA_TYPE}\r\n"
         peer.sendall(f"{head}content-length: {len(text)}\r\n\r\n".encode() + text)
-        assert status(peer) == 200
+        assert answer(peer)[0] == 200
 
 
 @pytest.mark.parametrize(

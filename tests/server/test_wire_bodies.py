@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from exchanging import refused, used_device
+from raw_peer import PATIENCE_S, answer, send
 from serving import Serving
 from starlette.requests import Request
 
@@ -20,7 +21,6 @@ from meterkit.exchange import ACTIVATION_MEDIA_TYPE, BATCH_MEDIA_TYPE, read_repl
 
 EXCHANGES = "/v1/exchanges", BATCH_MEDIA_TYPE, limits.EXCHANGE_WIRE_BYTES_MAX
 ACTIVATIONS = "/v1/activations", ACTIVATION_MEDIA_TYPE, limits.ACTIVATION_BYTES_MAX + 1
-PATIENCE_S = 60  # how long a test waits for an answer before it fails; nothing is measured
 
 
 @pytest.fixture(scope="module")
@@ -61,33 +61,9 @@ def connected(url, path, kind, *headers):
         yield peer
 
 
-def answer(peer):
-    """The status and the body that come back, whatever becomes of the connection then."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = peer.recv(65_536)
-        assert part, data
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    lines = head.decode().lower().split("\r\n")
-    length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length:"))
-    while len(body) < length:
-        body += peer.recv(65_536)
-    return int(lines[0].split()[1]), body[:length]
-
-
 def refusal(peer):
     status, body = answer(peer)
     return status, json.loads(body)["code"]
-
-
-def send(peer, *parts):
-    """Send as far as the other side lets us: it may answer, and close, before it has it all."""
-    try:
-        for part in parts:
-            peer.sendall(part)
-    except (BrokenPipeError, ConnectionResetError):
-        pass
 
 
 def chunk(data):
