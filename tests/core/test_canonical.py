@@ -153,6 +153,18 @@ def test_noise_raises_nothing_but_refusals(data):
     assert outcome(from_bytes, data, bytes_max=150) in {"ok", "too_large", "not_text", "malformed_json"}
 
 
+@pytest.mark.parametrize(
+    "before", ["", " ", "\t", "\n", "\r", "[", "[1,", "[1 ,\r\n", '{"a":', '{"a":\t', '{"a" :  ']
+)
+def test_numbers_are_judged_wherever_they_may_stand(before):
+    after = {"[": "]", "{": "}"}.get(before[:1], "")
+    for number in (0, -1, limits.INTEGER_MAX, -limits.INTEGER_MAX, 10**15):
+        text = f"{before}{number}{after}"
+        assert from_bytes(text.encode(), bytes_max=99) == json.loads(text)
+    for number in ("-0", limits.INTEGER_MAX + 1, -limits.INTEGER_MAX - 1, 10**16, "9" * 40):
+        assert outcome(from_bytes, f"{before}{number}{after}".encode(), bytes_max=99) == "malformed_json"
+
+
 def test_size_is_judged_first():
     assert outcome(from_bytes, b"\xff" * 11, bytes_max=10) == "too_large"
     assert outcome(from_bytes, b"\xff" * 10, bytes_max=10) == "not_text"
