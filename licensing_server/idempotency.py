@@ -6,21 +6,19 @@ shown only once.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import sqlalchemy as sa
-from fastapi import Depends, Header, Request
 
 from licensing_server.audit_log.chain import COMMAND
-from licensing_server.bodies import RawJson
 from licensing_server.database import metadata, write
 from licensing_server.server import Server
 from meterkit import limits
-from meterkit.canonical import from_bytes, sha256_hex, to_bytes
+from meterkit.canonical import from_bytes, to_bytes
 from meterkit.errors import ServiceError
 
 KEPT_S = 7 * 86_400
-_KEY_CHARS_MAX = 255
+KEY_CHARS_MAX = 255
 
 Document = dict[str, Any]
 
@@ -98,17 +96,3 @@ class Once:
 
 
 NO_KEY = Once()
-
-
-def read_once(
-    request: Request,
-    data: RawJson,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=_KEY_CHARS_MAX)] = None,
-) -> Once:
-    """Read the `Idempotency-Key` of a request; it is the caller's own, and bound to method, path and body."""
-    asked = b"\n".join((request.method.encode(), request.scope["path"].encode(), data))
-    api_key: str = request.state.caller.id
-    return Once(key=idempotency_key, api_key=api_key, request_hash=sha256_hex(asked))
-
-
-OnceDep = Annotated[Once, Depends(read_once)]

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import sqlalchemy as sa
-from fastapi import Depends, Query
 
 from meterkit import shapes
 from meterkit.canonical import from_base64url, from_bytes, to_base64url, to_bytes
@@ -13,7 +12,7 @@ from meterkit.errors import InputError
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
-_CURSOR_BYTES_MAX = 512
+CURSOR_BYTES_MAX = 512
 
 Document = dict[str, Any]
 
@@ -26,20 +25,14 @@ class Page:
     after: tuple[int, str] | None = None
 
 
-def read_page(
-    cursor: Annotated[str | None, Query(max_length=_CURSOR_BYTES_MAX * 2)] = None,
-    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT,
-) -> Page:
-    """Read `?cursor=&limit=`; a cursor is what the page before gave as `next`, and nothing else."""
+def read_page(cursor: str | None, limit: int) -> Page:
+    """Read which part is asked for; a cursor is what the page before gave as `next`, and nothing else."""
     return Page(limit=limit, after=_read_cursor(cursor) if cursor else None)
-
-
-PageDep = Annotated[Page, Depends(read_page)]
 
 
 def _read_cursor(cursor: str) -> tuple[int, str]:
     try:
-        at, key = from_bytes(from_base64url(cursor), bytes_max=_CURSOR_BYTES_MAX)
+        at, key = from_bytes(from_base64url(cursor), bytes_max=CURSOR_BYTES_MAX)
         shapes.integer()(at, "cursor")
         shapes.text()(key, "cursor")
     except (InputError, ValueError, TypeError):

@@ -2,7 +2,6 @@
 
 import logging
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,11 +9,11 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from licensing_server.problem_documents import to_document
 from meterkit.canonical import to_bytes
 from meterkit.errors import MeterkitError, TransportError, refusal
 from meterkit.exchange import PROBLEM_MEDIA_TYPE
 
-TYPE_PREFIX = "urn:meterkit:problem:"
 _BUSY_RETRY_S = 5
 _BY_STATUS = {
     404: "not_found",
@@ -26,17 +25,6 @@ _BY_STATUS = {
 }
 
 log = logging.getLogger("licensing_server")
-
-
-def to_document(error: MeterkitError) -> dict[str, Any]:
-    """Write a refusal as a problem document: over HTTP, and in a `.mkreply` file alike."""
-    document = {
-        "type": f"{TYPE_PREFIX}{error.code}",
-        "title": error.sentence,
-        "status": error.status,
-        "code": error.code,
-    }
-    return {**document, "detail": error.detail} if error.detail else document
 
 
 def respond(error: MeterkitError) -> Response:

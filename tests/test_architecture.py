@@ -156,11 +156,17 @@ def test_sql_is_in_stores_and_http_in_routes():
         roots = {each.split(".")[0] for each in imports(tree)}
         leaf = name.split(".")[-1]
         if "fastapi" in roots or "starlette" in roots:
-            assert leaf in {"routes", "app", "auth", "problems", "bodies", "pages", "idempotency"}, name
+            assert leaf in {"routes", "app", "auth", "problems", "bodies", "parameters", "heads"}, name
         if "pydantic" in roots:
             assert "schemas" in leaf, name
         if leaf in {"routes", "schemas", "service"}:
             assert "sqlalchemy" not in roots, name
+
+
+def test_a_command_loads_nothing_of_http():
+    reached = top_closure("licensing_server.cli")
+    libraries = {each.split(".")[0] for name in reached for each in imports(modules()[name], lazy=False)}
+    assert not libraries & {"fastapi", "starlette", "uvicorn"}
 
 
 @pytest.mark.parametrize("noun", NOUNS)

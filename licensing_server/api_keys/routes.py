@@ -8,8 +8,8 @@ from licensing_server.api_keys import service
 from licensing_server.api_keys.schemas import NewApiKey
 from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, json_body
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 
 router = APIRouter(prefix="/v1/api-keys")
 

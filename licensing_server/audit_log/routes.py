@@ -6,7 +6,8 @@ from licensing_server.audit_log import service
 from licensing_server.audit_log.schemas import Filter
 from licensing_server.auth import allowed
 from licensing_server.bodies import ServerDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import PageDep
 
 router = APIRouter(prefix="/v1/audit-log")
 _READ = [allowed("audit-log:read")]

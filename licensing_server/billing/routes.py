@@ -21,8 +21,8 @@ from licensing_server.billing.schemas import (
     Resolution,
 )
 from licensing_server.bodies import ServerDep, json_body
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 from meterkit.documents import CREDIT_NOTE
 
 router = APIRouter(prefix="/v1")

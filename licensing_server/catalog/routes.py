@@ -7,8 +7,8 @@ from fastapi import APIRouter, Path
 from licensing_server.auth import allowed
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.catalog import schemas, service
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 
 router = APIRouter(prefix="/v1")
 _READ = [allowed("catalog:read")]

@@ -8,8 +8,8 @@ from licensing_server.auth import allowed
 from licensing_server.bodies import ServerDep, json_body
 from licensing_server.customers import service
 from licensing_server.customers.schemas import NewCustomer
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 
 router = APIRouter(prefix="/v1/customers")
 

@@ -8,8 +8,8 @@ from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, ascii_text, inflate, json_body, wire
 from licensing_server.devices import decisions, schemas, service
 from licensing_server.devices.schemas import LicenseFilter
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 from meterkit import limits
 from meterkit.exchange import ACTIVATION_MEDIA_TYPE, REPLY_MEDIA_TYPE
 

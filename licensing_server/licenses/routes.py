@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, json_body
-from licensing_server.idempotency import OnceDep
 from licensing_server.licenses import schemas, service
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 
 router = APIRouter(prefix="/v1/licenses")
 _READ = [allowed("licenses:read")]

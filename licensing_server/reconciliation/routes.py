@@ -7,7 +7,8 @@ from fastapi import APIRouter, Depends, Query
 
 from licensing_server.auth import allowed
 from licensing_server.bodies import ServerDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import PageDep
 from licensing_server.reconciliation import service
 from meterkit import limits
 

@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, inflate, json_body, wire
 from licensing_server.grouping import Grouping
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import PageDep
 from licensing_server.usage import deciding, events, schemas, service
 from licensing_server.usage.opening import Opened
 from meterkit import limits

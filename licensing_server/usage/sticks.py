@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from licensing_server import problems
+from licensing_server import problem_documents
 from licensing_server.devices import service as devices
 from licensing_server.server import Server
 from licensing_server.usage import service
@@ -82,7 +82,7 @@ def answer(server: Server, path: Path) -> Answered:
     except MeterkitError as error:
         if error.status >= 500:
             raise
-        return Answered(reply=to_bytes(problems.to_document(error)), refused=error)
+        return Answered(reply=to_bytes(problem_documents.to_document(error)), refused=error)
 
 
 def _read(path: Path) -> bytes:

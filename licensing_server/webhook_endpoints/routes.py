@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from licensing_server.auth import WhoDep, allowed
 from licensing_server.bodies import ServerDep, json_body
-from licensing_server.idempotency import OnceDep
-from licensing_server.pages import Document, PageDep
+from licensing_server.pages import Document
+from licensing_server.parameters import OnceDep, PageDep
 from licensing_server.webhook_endpoints import service
 from licensing_server.webhook_endpoints.schemas import NewEndpoint
 

@@ -12,6 +12,7 @@ import uvicorn
 
 from licensing_server.app import create_app
 from licensing_server.directory import open_server
+from licensing_server.heads import BoundedHeads
 from licensing_server.settings import Settings
 
 
@@ -22,7 +23,8 @@ def main() -> None:
         return int(time.time()) + int(clock_file.read_text() or 0)
 
     server = open_server(Settings(directory=directory), clock=clock)
-    uvicorn.run(create_app(server), host="127.0.0.1", port=port, log_level="warning", access_log=False)
+    settings = {"log_level": "warning", "access_log": False, "http": BoundedHeads}
+    uvicorn.run(create_app(server), host="127.0.0.1", port=port, **settings)
 
 
 main()
