@@ -109,7 +109,8 @@ def write(server: HasEngine) -> Iterator[sa.Connection]:
         ServiceError: `database_unavailable` when it cannot be begun or committed. After a failed commit the
             outcome is unknown: callers ask again, and every use case that matters answers a repeat alike.
     """
-    with _faults_named(server.engine), taken_turn(server.engine), server.engine.begin() as connection:
+    engine = server.engine
+    with _faults_named(engine), engine.connect() as connection, taken_turn(engine), connection.begin():
         yield connection
 
 
