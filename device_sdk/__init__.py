@@ -49,4 +49,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     with all_kept():
         home = import_module(_HOMES[name])
-    return getattr(home, name)
+    found = globals()[name] = getattr(home, name)  # so that it is not asked for here again
+    return found

@@ -40,6 +40,15 @@ def test_garbage_of_before_is_still_collected():
     run(COLLECTING)
 
 
+def test_a_name_is_looked_for_once():
+    run("""
+import gc, device_sdk
+device_sdk.LicensedSession
+gc.freeze = None
+device_sdk.LicensedSession
+""")
+
+
 def test_it_collects_again_where_an_import_fails():
     run("""
 import gc
