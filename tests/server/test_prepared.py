@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from licensing_server.catalog.store import models
-from licensing_server.database import listed, read, write
+from licensing_server.database import insert_all, listed, read, write
 from licensing_server.devices.ledger_store import heads
 from licensing_server.devices.revocation_store import revocations
 from licensing_server.devices.store import devices
@@ -86,3 +86,23 @@ def test_a_connection_that_was_cut_off_is_not_used_again(fleet):
     with write(fleet.server) as connection:
         REVOKE.each(connection, revoked("b"))
         assert [row.subject for row in REVOKED.all(connection, subjects=["a", "b"])] == ["b"]
+
+
+@pytest.mark.parametrize("count", [0, 1, 49, 50, 51, 100, 149])
+def test_however_many_rows_there_are_each_is_stored_once(fleet, count):
+    rows = revoked(*(f"tok_{number:03}" for number in range(count)))
+    with write(fleet.server) as connection:
+        insert_all(connection, revocations, rows)
+    with read(fleet.server) as connection:
+        found = connection.execute(sa.select(revocations).order_by(revocations.c.subject)).all()
+    assert [{**row._mapping} for row in found] == rows
+
+
+@pytest.mark.parametrize("place", [0, 50, 99])
+def test_of_rows_one_of_which_may_not_be_stored_none_is(fleet, place):
+    rows = revoked(*(f"tok_{number:03}" for number in range(100)))
+    rows[place]["subject"] = rows[place - 1]["subject"]
+    with pytest.raises(ServiceError, match="state_conflict"), write(fleet.server) as connection:
+        insert_all(connection, revocations, rows)
+    with read(fleet.server) as connection:
+        assert connection.execute(sa.select(revocations)).all() == []
