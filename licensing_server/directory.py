@@ -22,6 +22,7 @@ from licensing_server.billing import ways
 from licensing_server.sealing import Sealer
 from licensing_server.server import Server
 from licensing_server.settings import DATABASE_FILE, Settings
+from licensing_server.sodium import SodiumVerifyKey
 from meterkit import envelopes, limits, shapes, signing
 from meterkit.canonical import from_base64url, from_bytes, to_base64url, to_bytes
 from meterkit.errors import InputError, MeterkitError, ServiceError
@@ -271,7 +272,7 @@ def _read_owner_only(path: Path) -> str:
 def read_signing_key(path: Path) -> SigningKey:
     """Read a secret key from a file that is its owner's alone; else raise `signing_unavailable`."""
     try:
-        return SigningKey.from_text(_read_owner_only(path))
+        return SigningKey.from_text(_read_owner_only(path), checked_by=SodiumVerifyKey)
     except InputError:
         raise ServiceError("signing_unavailable", f"{path.parent.name}/{path.name} is damaged") from None
 

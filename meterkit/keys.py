@@ -118,24 +118,27 @@ class VerifyKey:
 
 
 class SigningKey:
-    """An Ed25519 secret key. Its repr shows the key id and nothing else."""
+    """An Ed25519 secret key, and the public one that checks what it has signed.
+
+    Its repr shows the key id and nothing else.
+    """
 
     __slots__ = ("_key", "verify_key")
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes, *, checked_by: type[VerifyKey] = VerifyKey) -> None:
         if len(seed) != 32:
             raise InputError("malformed_key", "a secret key is 32 bytes")
         self._key = Ed25519PrivateKey.from_private_bytes(seed)
-        self.verify_key = VerifyKey(to_base64url(self._key.public_key().public_bytes_raw()))
+        self.verify_key = checked_by(to_base64url(self._key.public_key().public_bytes_raw()))
 
     @classmethod
-    def from_text(cls, text: str) -> Self:
+    def from_text(cls, text: str, *, checked_by: type[VerifyKey] = VerifyKey) -> Self:
         """Read a secret key from its text form, `mk-secret-ed25519.` and 32 bytes in base64url."""
         body = text.strip()
         if not body.startswith(SECRET_PREFIX):
             raise InputError("malformed_key", "not a Meterkit secret key")
         try:
-            return cls(from_base64url(body.removeprefix(SECRET_PREFIX)))
+            return cls(from_base64url(body.removeprefix(SECRET_PREFIX)), checked_by=checked_by)
         except InputError:
             raise InputError("malformed_key", "damaged secret key") from None
 

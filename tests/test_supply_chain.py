@@ -30,6 +30,7 @@ def test_the_device_needs_neither_web_framework_nor_sql_toolkit():
         "rich",
         "pydantic",
         "msgspec",
+        "pynacl",
         "standardwebhooks",
         "stripe",
     }

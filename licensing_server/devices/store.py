@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from licensing_server import pages
 from licensing_server.database import listed, metadata
 from licensing_server.prepared import Prepared
+from licensing_server.sodium import SodiumVerifyKey
 from meterkit.keys import VerifyKey
 
 devices = sa.Table(
@@ -69,7 +70,7 @@ class Device:
     @property
     def verify_key(self) -> VerifyKey:
         """The key that its batches must be signed with."""
-        return VerifyKey(self.sign_key)
+        return SodiumVerifyKey(self.sign_key)
 
     def to_document(self) -> pages.Document:
         """Show the device to people."""
