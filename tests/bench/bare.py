@@ -1,8 +1,13 @@
-"""The bare database: the rows that an ingest left, stored again in tables like theirs, with nothing asked."""
+"""The bare database: the rows that an ingest left, stored again in tables like theirs, with nothing asked.
+
+Of each batch that is itself and its records, and what stands for its answer: the ledger's new head, the receipt,
+the token and its limits. What an ingest changes in rows that are there already, the bare database leaves out.
+"""
 
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +16,50 @@ from fleet import Fleet
 
 from licensing_server.settings import DATABASE_FILE
 
-TABLES = ("batches", "usage_records")
 CONNECTIONS = 8
 GROUP = 16  # batches a transaction, on SQLite
+RECORDS = ("batches", "usage_records")
+_ROWS = {
+    "batches": "SELECT * FROM batches WHERE acceptance IN ",
+    "usage_records": "SELECT * FROM usage_records WHERE acceptance IN ",
+    "heads": "SELECT * FROM heads WHERE acceptance IN ",
+    "receipts": "SELECT receipts.* FROM receipts JOIN batches ON receipts.device = batches.device AND"
+    " receipts.epoch = batches.epoch AND receipts.head = batches.head AND seq = to_seq WHERE acceptance IN ",
+    "tokens": "SELECT tokens.* FROM tokens JOIN batches ON tokens.device = batches.device AND"
+    " tokens.epoch = batches.epoch AND anchor_head = head AND anchor_seq = to_seq WHERE acceptance IN ",
+    "token_limits": "SELECT token_limits.* FROM token_limits JOIN tokens USING (jti) JOIN batches ON"
+    " tokens.device = batches.device AND tokens.epoch = batches.epoch AND anchor_head = head AND"
+    " anchor_seq = to_seq WHERE acceptance IN ",
+}
+ALL = tuple(_ROWS)
 
 Batch = list[tuple[str, list[tuple[Any, ...]]]]
 
 
-def store_again(fleet: Fleet, work: Path) -> float:
-    """Seconds to store every batch's rows again."""
+def store_again(fleet: Fleet, work: Path, tables: Sequence[str] = ALL) -> float:
+    """Seconds to store every batch's rows of these tables again."""
     if fleet.cluster is not None:
         with psycopg.connect(fleet.cluster.dsn(fleet.database)) as connection:
-            return _copy_all(fleet.cluster.dsn(fleet.database), connection)
+            return _copy_all(fleet.cluster.dsn(fleet.database), connection, tables)
     with sqlite3.connect(fleet.server.directory / DATABASE_FILE) as connection:
-        return _insert_all(connection, work / "bare.sqlite3")
+        return _insert_all(connection, work / f"bare-{len(tables)}.sqlite3", tables)
 
 
 # -- PostgreSQL
 
 
-def _copy_all(dsn: str, connection: psycopg.Connection) -> float:
+def _copy_all(dsn: str, connection: psycopg.Connection, tables: Sequence[str]) -> float:
     numbers = [row[0] for row in connection.execute("SELECT acceptance FROM batches ORDER BY acceptance")]
-    batches = [[(name, _rows_as_copied(connection, name, number)) for name in TABLES] for number in numbers]
-    for name in TABLES:
+    batches = [[(name, _rows_as_copied(connection, name, number)) for name in tables] for number in numbers]
+    for name in tables:
+        connection.execute(f"DROP TABLE IF EXISTS bare_{name}")
         connection.execute(f"CREATE TABLE bare_{name} (LIKE {name} INCLUDING ALL)")
     connection.commit()
     return _in_threads(lambda mine: _copy_some(dsn, mine), [batches[n::CONNECTIONS] for n in range(CONNECTIONS)])
 
 
 def _rows_as_copied(connection: psycopg.Connection, table: str, acceptance: int) -> bytes:
-    chosen = f"COPY (SELECT * FROM {table} WHERE acceptance = {acceptance}) TO STDOUT"  # noqa: S608
-    with connection.cursor().copy(chosen) as copied:
+    with connection.cursor().copy(f"COPY ({_ROWS[table]} ({acceptance})) TO STDOUT") as copied:
         return b"".join(bytes(part) for part in copied)
 
 
@@ -67,18 +85,18 @@ def _in_threads(work: Any, parts: list[Any]) -> float:
 # -- SQLite
 
 
-def _insert_all(connection: sqlite3.Connection, path: Path) -> float:
+def _insert_all(connection: sqlite3.Connection, path: Path, tables: Sequence[str]) -> float:
     bare = sqlite3.connect(path, isolation_level=None)
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     bare.execute(f"PRAGMA journal_mode = {mode}")
     bare.execute("PRAGMA synchronous = FULL")
-    for (made,) in connection.execute(
-        "SELECT sql FROM sqlite_schema WHERE tbl_name IN ('batches', 'usage_records') AND sql IS NOT NULL"
-        " ORDER BY type DESC"
-    ):
-        bare.execute(made)
+    for kind in ("table", "index"):
+        made = "SELECT sql, tbl_name FROM sqlite_schema WHERE type = ? AND sql IS NOT NULL"
+        for statement, name in connection.execute(made, [kind]):
+            if name in tables:
+                bare.execute(statement)
     numbers = [row[0] for row in connection.execute("SELECT acceptance FROM batches ORDER BY acceptance")]
-    groups = [_rows_of(connection, numbers[at : at + GROUP]) for at in range(0, len(numbers), GROUP)]
+    groups = [_rows_of(connection, numbers[at : at + GROUP], tables) for at in range(0, len(numbers), GROUP)]
     started = time.perf_counter()
     for group in groups:
         bare.execute("BEGIN IMMEDIATE")
@@ -91,7 +109,6 @@ def _insert_all(connection: sqlite3.Connection, path: Path) -> float:
     return seconds
 
 
-def _rows_of(connection: sqlite3.Connection, numbers: list[int]) -> Batch:
+def _rows_of(connection: sqlite3.Connection, numbers: list[int], tables: Sequence[str]) -> Batch:
     marks = ",".join("?" * len(numbers))
-    chosen = {name: f"SELECT * FROM {name} WHERE acceptance IN ({marks})" for name in TABLES}  # noqa: S608
-    return [(name, connection.execute(chosen[name], numbers).fetchall()) for name in TABLES]
+    return [(name, connection.execute(f"{_ROWS[name]} ({marks})", numbers).fetchall()) for name in tables]

@@ -3,7 +3,8 @@
 Batches of fifty records, signed beforehand, one a request, over connections that are kept open. What the answers
 acknowledge is verified and committed. Each device's first batch is sent before anything is measured. The bare
 database stores the rows that came of them, as they are, without asking anything: eight connections that COPY one
-batch a transaction, or SQLite with many batches a transaction.
+batch a transaction, or SQLite with many batches a transaction. Beside it stands what it stores of the batches and
+their records alone, without the rows of their answers.
 """
 
 import subprocess
@@ -23,7 +24,7 @@ from serving import Serving
 DURABLE = ("fsync=on", "full_page_writes=on", "synchronous_commit=on", "shared_buffers=256MB", "max_wal_size=2GB")
 # Few batches of many devices: what is signed beforehand installs none of the tokens that come back, and ledgers
 # with dozens of tokens that could still be used are no usual ones.
-DEVICES, BATCHES, RECORDS = 480, 4, 50
+DEVICES, BATCHES, RECORDS = 1_024, 4, 50
 CONNECTIONS = 64
 CLIENT = Path(__file__).resolve().parent / "exchange_client.py"
 
@@ -41,11 +42,13 @@ def measure(name: str, *, processes: int) -> Row:
     with fleet_on(name) as (fleet, work):
         requests = prepare(fleet, work)
         served = serve_all(fleet, work, requests, processes=processes)
-        plain = bare.store_again(fleet, work)
+        plain, records = bare.store_again(fleet, work), bare.store_again(fleet, work, bare.RECORDS)
     batches = DEVICES * (BATCHES - 1)
     what = f"ingest ÷ bare {name}, {processes} server process{'es' if processes > 1 else ''}"
     served_per_s, bare_per_s = batches / served["seconds"], DEVICES * BATCHES / plain
     values = {"served_per_s": served_per_s, "bare_per_s": bare_per_s, **latencies(served)}
+    values["bare_records_alone_per_s"] = DEVICES * BATCHES / records
+    values["ratio_to_records_alone"] = served_per_s / values["bare_records_alone_per_s"]
     return Row(what, served_per_s / bare_per_s, None, batches, values=values)
 
 
