@@ -2,7 +2,9 @@
 
 import gc
 import os
+import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -82,9 +84,10 @@ def _collect_less() -> None:
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65_535), default=8600, show_default=True)
+@click.option("--share-port", is_flag=True, help="Share the port with other processes that are told so.")
 @click.option("--deliver-webhooks", is_flag=True, help="Deliver webhooks, too, instead of `webhooks deliver`.")
 @shell.pass_shell
-def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> None:
+def serve(sh: shell.Shell, host: str, port: int, *, share_port: bool, deliver_webhooks: bool) -> None:
     """Answer devices and the vendor's programs over HTTP. Put TLS in front of it."""
     import uvicorn  # noqa: PLC0415 - with the routes, a sixth of every command's start, and only needed here
 
@@ -98,15 +101,21 @@ def serve(sh: shell.Shell, host: str, port: int, *, deliver_webhooks: bool) -> N
     app = create_app(server)
     signing.load()
     _collect_less()
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        http=BoundedHeads,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
+    config = uvicorn.Config(
+        app, http=BoundedHeads, access_log=False, server_header=False, proxy_headers=False
     )
+    with _listening(host, port, share_port=share_port) as listener, suppress(KeyboardInterrupt):
+        click.echo("Listening on {} port {}.".format(*listener.getsockname()), err=True)
+        uvicorn.Server(config).run([listener])
+
+
+def _listening(host: str, port: int, *, share_port: bool) -> socket.socket:
+    """Listen, and let others listen there, too, if so: the kernel deals connections out among all who do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, reuse_port=share_port)
+    except OSError as fault:
+        raise click.ClickException(f"cannot listen on {host} port {port}: {fault.strerror}") from None
 
 
 @cli.command()

@@ -1,14 +1,19 @@
 """A real `meterkit-server serve`, over a real socket, with more than one process on one directory."""
 
 import re
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 
 import httpx2
+import psutil
 import pytest
+from device_site import wait_until
 from exchanging import exposed, stored_batches, stored_records
 from fleet import Api
-from serving import COMMAND, exchange
+from serving import COMMAND, Serving, exchange
 
 from meterkit.exchange import ACTIVATION_MEDIA_TYPE, read_reply
 
@@ -90,3 +95,42 @@ def test_serve_refuses_a_database_of_another_version(fleet):
         capture_output=True,
         env=fleet.environment,
     )
+
+
+def test_processes_that_share_a_port_both_answer_on_it_and_one_goes_on_alone(fleet, tmp_path):
+    device = fleet.device(fleet.grant())
+    with ExitStack() as stack:
+        first = Serving(fleet, tmp_path, "--share-port")
+        second = Serving(fleet, tmp_path, "--share-port", beside=first)
+        for process in (first, second):
+            stack.callback(process.close)
+            process.start()
+        assert second.url == first.url
+        for process in (first, second):
+            wait_until(partial(gets_its_share, process, stack))
+        device.use(3)
+        batch = device.batch()
+        first.stop()
+        replies = {exchange(second.url, batch).receipts for _ in range(3)}
+    assert [device.open_receipt(text).position for (text,) in replies] == [device.position]
+    assert fleet.exceptions() == []
+
+
+def gets_its_share(process, stack):
+    """Connect once more, and look whether the kernel has dealt the process any connection so far."""
+    port = int(process.url.rpartition(":")[2])
+    stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+    found = psutil.Process(process.pid).net_connections("tcp4")
+    return any(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in found)
+
+
+@pytest.mark.parametrize("flags", [[], ["--share-port"]])
+def test_a_port_that_is_not_shared_is_one_process_s_alone(fleet, serve, flags):
+    port = serve().rpartition(":")[2]
+    arguments = ["serve", "--directory", fleet.server.directory, "--port", port, *flags]
+    refused = subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, env=fleet.environment, timeout=60, check=False
+    )
+    assert refused.returncode == 1
+    assert f"cannot listen on 127.0.0.1 port {port}" in refused.stderr
+    assert "Traceback" not in refused.stderr

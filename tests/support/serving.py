@@ -16,12 +16,12 @@ COMMAND = Path(sys.executable).parent / "meterkit-server"
 
 
 class Serving:
-    """One process at a time, always on the same port; it logs into `serve-<port>.log`."""
+    """One process at a time, always on the same port, its own or another's; it logs into `serve-<port>.log`."""
 
-    def __init__(self, fleet: Fleet, logs: Path, *flags: str) -> None:
+    def __init__(self, fleet: Fleet, logs: Path, *flags: str, beside: "Serving | None" = None) -> None:
         self._flags = flags
         self._fleet = fleet
-        self._held = held_port()
+        self._held = held_port() if beside is None else beside._held.dup()
         self._port = int(self._held.getsockname()[1])
         self._log = (logs / f"serve-{self._port}.log").open("ab")
         self._process: subprocess.Popen[bytes] | None = None
