@@ -15,6 +15,7 @@ from exchanging import exposed, stored_batches, stored_records
 from fleet import Api
 from serving import COMMAND, Serving, exchange
 
+from licensing_server import cli
 from meterkit.exchange import ACTIVATION_MEDIA_TYPE, read_reply
 
 
@@ -122,6 +123,16 @@ def gets_its_share(process, stack):
     stack.enter_context(socket.create_connection(("127.0.0.1", port)))
     found = psutil.Process(process.pid).net_connections("tcp4")
     return any(each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED for each in found)
+
+
+@pytest.mark.parametrize("share_port", [False, True])
+def test_what_is_answered_is_sent_at_once(share_port):
+    with (
+        cli._listening("localhost", 0, share_port=share_port) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("flags", [[], ["--share-port"]])
