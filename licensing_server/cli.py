@@ -101,9 +101,7 @@ def serve(sh: shell.Shell, host: str, port: int, *, share_port: bool, deliver_we
     app = create_app(server)
     signing.load()
     _collect_less()
-    config = uvicorn.Config(
-        app, http=BoundedHeads, access_log=False, server_header=False, proxy_headers=False
-    )
+    config = uvicorn.Config(app, http=BoundedHeads, access_log=False, server_header=False, proxy_headers=False)
     with _listening(host, port, share_port=share_port) as listener, suppress(KeyboardInterrupt):
         click.echo("Listening on {} port {}.".format(*listener.getsockname()), err=True)
         uvicorn.Server(config).run([listener])
