@@ -19,11 +19,12 @@ CAME = "came"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gone:
-    """One such exception: where its receipt stands, when that was signed, and how much it stands for."""
+    """One such exception: from which record to its receipt's, when that was signed, and how much it stands for."""
 
     exception: str
     device: str
     license_id: str
+    first: int
     position: Position
     signed_at: int
     units: dict[Meter, Total]
@@ -60,6 +61,7 @@ def read(
             exception=row.id,
             device=row.device,
             license_id=row.license,
+            first=row.evidence["first"],
             position=receipt.position,
             signed_at=receipt.iat,
             units=totals_from_claims(row.evidence["units"]),

@@ -1,6 +1,6 @@
 """Storing what was judged: batches, records, checkpoints, exceptions, and what they change elsewhere."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from licensing_server.licenses.store import License
 from licensing_server.server import Server
 from licensing_server.usage import gone_store, judging, records, repeats, rollbacks, rollups, store
 from licensing_server.usage.branches import Adopted, Taken, View
+from licensing_server.usage.missing import Missing, shows_a_clone
 from licensing_server.usage.records import Finding, IssuedToken
 from licensing_server.webhook_endpoints import outbox
 from meterkit import limits
@@ -23,7 +24,7 @@ from meterkit.positions import Position
 
 
 def store_all(server: Server, connection: Connection, view: View, license_: License | None, *, now: int) -> bool:
-    """Store everything that a request adds, and tell whether a fork was among it. It does not commit."""
+    """Store everything that a request adds, and tell whether it shows a clone. It does not commit."""
     _settle_late_anchors(connection, view)
     for adopted in view.adopted:
         _store_adopted(server, connection, adopted, now)
@@ -51,7 +52,16 @@ def store_all(server: Server, connection: Connection, view: View, license_: Lice
     for taken in forking:
         finding = records.fork(taken, numbers[taken.acceptance], license_.id if license_ else None)
         open_exception(server, connection, (view.device, taken.batch.epoch), finding, now)
-    return bool(forking)
+    return _shows_a_clone(connection, view.device, [each for each in view.taken if each.acceptance not in joined])
+
+
+def _shows_a_clone(connection: Connection, device: str, taken: Sequence[Taken]) -> bool:
+    if not any(each.is_parted for each in taken):
+        return False
+    missing: dict[str, list[Missing]] = {}
+    for gone in gone_store.read(connection, devices=[device]):
+        missing.setdefault(gone.position.epoch, []).append(Missing(gone.first, gone.position.seq))
+    return any(shows_a_clone(each, missing.get(each.batch.epoch, ())) for each in taken)
 
 
 def _joined(view: View) -> set[int]:

@@ -1,6 +1,7 @@
 """A server put back from yesterday's backup: it asks for what it forgot, and takes nobody for a clone."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from billing_fleet import FEBRUARY
@@ -11,6 +12,7 @@ from fleet import MODEL, FakeDevice, claims_of
 from licensing_server.database import read
 from licensing_server.devices import ledger_store
 from licensing_server.devices import service as devices
+from licensing_server.licenses import service as licenses
 from licensing_server.licenses import store as license_store
 from licensing_server.pages import Page
 from licensing_server.reconciliation import service as reconciliation
@@ -28,8 +30,8 @@ DAY_S = 86_400
 
 
 @pytest.fixture
-def license_id(fleet):
-    return fleet.grant()
+def license_id(fleet, request):
+    return fleet.grant(fork_policy=getattr(request, "param", "flag"))
 
 
 @pytest.fixture
@@ -340,6 +342,53 @@ def test_records_that_come_after_all_fill_the_gap_and_count_once(fleet, pruned, 
     pruned.sync()
     assert summed(fleet, license_id) == (371, 7)
     assert rebuild(fleet.server, check=True)["items"] == []
+
+
+def missing_of(fleet, device):
+    """Let a receipt stand for records from 9 on; give what the device holds by then, and the last of them."""
+    has = Has(serial=device.serial, keyring=1, revocations=0, receipt=device.receipt)
+    end = device.open_receipt(device.receipt).position.seq
+    device.take(obstinate(fleet, device))
+    return has, end
+
+
+@pytest.mark.parametrize("license_id", ["hold", "suspend"], indirect=True)
+def test_what_comes_after_all_in_pieces_keeps_nothing_from_the_device(fleet, pruned, license_id):
+    has, end = missing_of(fleet, pruned)
+    for seq in range(9, end + 1):
+        fleet.exchange(pruned.batch(seq, seq, has=has))
+        assert stands(fleet, pruned, license_id) == (False, "active")
+    pruned.install()
+    pruned.use(50)
+    assert fleet.exchange(pruned.batch()).token is not None
+    assert summed(fleet, license_id) == (371, 7)
+
+
+@pytest.mark.parametrize("license_id", ["hold", "suspend"], indirect=True)
+@pytest.mark.parametrize("records", ["amid", "up to it", "past it", "a second, amid", "piece by piece past it"])
+def test_a_clone_among_what_is_missing_is_one_once_it_cannot_be_that(fleet, pruned, license_id, records):
+    clone = replace(pruned.clone(), entries=pruned.entries[:8])
+    has, end = missing_of(fleet, pruned)
+    for _ in range(20):
+        clone.use(1_000, token=installed(clone))
+    if records == "a second, amid":
+        fleet.exchange(pruned.batch(9, 9, has=has))
+    last = {"amid": end - 1, "a second, amid": 9, "up to it": end}.get(records, end + 3)
+    pieces = [(seq, seq) for seq in range(9, last + 1)] if records.startswith("piece") else [(9, last)]
+    for first, to in pieces:
+        assert stands(fleet, pruned, license_id) == (False, "active") or first > end
+        fleet.exchange(clone.batch(first, to, has=has))
+    is_clone = records != "amid"
+    policy = licenses.show(fleet.server, license_id)["fork_policy"]
+    expected = {"hold": (is_clone, "active"), "suspend": (False, "suspended" if is_clone else "active")}
+    assert stands(fleet, pruned, license_id) == expected[policy]
+    assert len(fleet.exceptions("fork")) == 1 + (records == "a second, amid")
+    assert rebuild(fleet.server, check=True)["items"] == []
+
+
+def stands(fleet, device, license_id):
+    """Whether the device is held, and how its license stands."""
+    return devices.show(fleet.server, device.id)["held"], licenses.show(fleet.server, license_id)["state"]
 
 
 def test_what_is_gone_is_accepted_where_a_run_asks_what_is_exposed(fleet, pruned, license_id):
