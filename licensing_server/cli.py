@@ -101,19 +101,26 @@ def serve(sh: shell.Shell, host: str, port: int, *, share_port: bool, deliver_we
     app = create_app(server)
     signing.load()
     _collect_less()
-    config = uvicorn.Config(app, http=BoundedHeads, access_log=False, server_header=False, proxy_headers=False)
-    with _listening(host, port, share_port=share_port) as listener, suppress(KeyboardInterrupt):
-        click.echo("Listening on {} port {}.".format(*listener.getsockname()), err=True)
-        uvicorn.Server(config).run([listener])
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=BoundedHeads,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+    )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([_shared_port(host, port)] if share_port else None)
 
 
-def _listening(host: str, port: int, *, share_port: bool) -> socket.socket:
-    """Listen, and let others listen there, too, if so: the kernel deals connections out among all who do."""
+def _shared_port(host: str, port: int) -> socket.socket:
+    """Listen where others may listen, too: the kernel deals connections out among all who do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, reuse_port=share_port)
+        listener = socket.create_server((host, port), family=family, reuse_port=True)
     except OSError as fault:
-        raise click.ClickException(f"cannot listen on {host} port {port}: {fault.strerror}") from None
+        raise click.ClickException(f"cannot listen: {fault.strerror}") from None
     # For the connections taken from it: else an answer's end waits until its beginning is acknowledged, for 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -23,7 +23,7 @@ from licensing_server.prepared import Prepared, at_driver
 from licensing_server.turns import BUSY_TIMEOUT_MS, taken_turn
 from meterkit.errors import ServiceError
 
-_CACHE_KIB = 8 * 1024  # of SQLite's pages: what a group writes, without going to the disk before it commits
+_CACHE_KIB = 4 * 1024  # of SQLite's pages: what a group writes, without going to the disk before it commits
 _ROWS_AT_ONCE = 50  # in one of SQLite's statements: one by one takes a quarter longer, more at once no less
 _NAMES_MAX = 500  # in one statement: no engine takes any number of them
 
@@ -183,9 +183,12 @@ def insert_values(
 
 def _insert_rows(connection: sa.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> None:
     """Many rows a statement, as far as they go, and the rest one by one."""
-    marks, whole = f"({', '.join('?' * len(rows[0]))})", len(rows) - len(rows) % _ROWS_AT_ONCE
+    width, whole = len(rows[0]), len(rows) - len(rows) % _ROWS_AT_ONCE
+    if any(len(row) != width for row in rows):
+        raise ValueError("rows of one statement have as many values each")
+    marks = f"({', '.join('?' * width)})"
     many = statement + ", ".join([marks] * _ROWS_AT_ONCE)
-    with at_driver(connection, statement) as cursor:
+    with at_driver(connection, statement + marks, rows) as cursor:
         for at in range(0, whole, _ROWS_AT_ONCE):
             cursor.execute(many, tuple(chain.from_iterable(rows[at : at + _ROWS_AT_ONCE])))
         cursor.executemany(statement + marks, rows[whole:])

@@ -1,8 +1,8 @@
 """Ed25519 as libsodium checks it, in half of the time that `cryptography` takes.
 
 `cryptography` signs: what the server signs is so checked by another library than the one that made it. Whatever
-libsodium takes, `cryptography` takes too, and so do devices and auditors; only libsodium refuses a signature whose
-point R is of small order, which no one makes who signs as RFC 8032 says.
+libsodium takes, `cryptography` takes too, and so do devices and auditors (tests say so of all that is odd). Only
+libsodium refuses a signature whose point R is of small order; who signs as RFC 8032 says makes none.
 """
 
 from nacl.bindings import crypto_sign_BYTES, crypto_sign_open
@@ -22,6 +22,6 @@ class SodiumVerifyKey(VerifyKey):
         if len(signature) != crypto_sign_BYTES:  # one that is too short would take the rest from the message
             raise TrustError("signature_bad")
         try:
-            crypto_sign_open(signature + message, self._raw)
+            crypto_sign_open(b"".join((signature, message)), self._raw)
         except BadSignatureError:
             raise TrustError("signature_bad") from None

@@ -227,7 +227,7 @@ def _replayed(connection: Connection, device: Device) -> Rebuilt:
 
 def _follow(connection: Connection, device: Device, rebuilt: Rebuilt) -> None:
     """Add the batches in order; and dismissals, each where it was decided: what came later was judged by it."""
-    find = partial(_own_key, device.verify_key)
+    find = partial(_own_key, VerifyKey(device.sign_key))  # as auditors judge what was taken, by whatever version
     dismissals = decision_store.dismissals(connection, [device.id], INTEGER_MAX)
     dismissals.sort(key=lambda row: row["acceptance"])
     replay = Replay(device.id)

@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from fleet import Fleet
 
+from licensing_server.database import _prepare_sqlite
 from licensing_server.settings import DATABASE_FILE
 
 CONNECTIONS = 8
@@ -87,9 +88,8 @@ def _in_threads(work: Any, parts: list[Any]) -> float:
 
 def _insert_all(connection: sqlite3.Connection, path: Path, tables: Sequence[str]) -> float:
     bare = sqlite3.connect(path, isolation_level=None)
-    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-    bare.execute(f"PRAGMA journal_mode = {mode}")
-    bare.execute("PRAGMA synchronous = FULL")
+    _prepare_sqlite(bare, None)
+    bare.execute("PRAGMA foreign_keys = OFF")  # it has no devices
     for kind in ("table", "index"):
         made = "SELECT sql, tbl_name FROM sqlite_schema WHERE type = ? AND sql IS NOT NULL"
         for statement, name in connection.execute(made, [kind]):

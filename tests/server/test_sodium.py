@@ -16,6 +16,8 @@ from meterkit.canonical import to_base64url
 from meterkit.errors import InputError
 from meterkit.keys import SigningKey, VerifyKey
 
+P = 2**255 - 19
+D = -121665 * pow(121666, -1, P) % P
 ORDER = 2**252 + 27742317777372353535851937790883648493
 SEED = bytes(range(32))
 KEY = SigningKey(SEED)
@@ -28,13 +30,44 @@ def both(text, signature, message):
     return [outcome(kind(text).check, signature, message) for kind in (VerifyKey, SodiumVerifyKey)]
 
 
-def signed_with_point(point):
-    """A signature of the key's owner whose R is a point of small order: the equation holds for the neutral one."""
-    digest = hashlib.sha512(SEED).digest()
-    scalar = (int.from_bytes(digest[:32], "little") & (2**254 - 8)) | 2**254
-    public = Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
-    challenge = int.from_bytes(hashlib.sha512(point + public + MESSAGE).digest(), "little")
-    return point + (challenge * scalar % ORDER).to_bytes(32, "little")
+def signed_with(point, nonce=0, public=None, message=MESSAGE):
+    """A signature by the key's secret scalar whose R is any point: of which the nonce's is the right one."""
+    scalar = scalar_of(SEED)
+    public = public or Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
+    challenge = int.from_bytes(hashlib.sha512(point + public + message).digest(), "little")
+    return point + ((nonce + challenge * scalar) % ORDER).to_bytes(32, "little")
+
+
+def scalar_of(seed):
+    digest = hashlib.sha512(seed).digest()
+    return (int.from_bytes(digest[:32], "little") & (2**254 - 8)) | 2**254
+
+
+# -- the curve, slowly: RFC 8032 §5.1
+
+
+def decode(octets):
+    y = int.from_bytes(octets, "little") & (2**255 - 1)
+    square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
+    x = pow(square, (P + 3) // 8, P)
+    if (x * x - square) % P:
+        x = x * pow(2, (P - 1) // 4, P) % P
+    return (P - x if x & 1 != octets[31] >> 7 else x) % P, y % P
+
+
+def encode(point):
+    x, y = point
+    return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def add(one, other):
+    (x1, y1), (x2, y2) = one, other
+    product = D * x1 * x2 * y1 * y2
+    x, y = (x1 * y2 + x2 * y1) * pow(1 + product, -1, P), (y1 * y2 + x1 * x2) * pow(1 - product, -1, P)
+    return x % P, y % P
+
+
+TORSION = sorted({decode(bytes.fromhex(octets)) for octets in texts.SMALL_ORDER.values()})
 
 
 @given(seed=st.binary(min_size=32, max_size=32), message=st.binary(max_size=300), place=st.integers(0, 511))
@@ -67,13 +100,41 @@ def test_a_second_form_of_the_same_signature_is_bad():
 
 @pytest.mark.parametrize("octets", sorted(set(texts.SMALL_ORDER.values())))
 def test_a_point_of_small_order_in_a_signature_is_refused_whatever_the_other_says(octets):
-    other, ours = both(KEY.verify_key.text, signed_with_point(bytes.fromhex(octets)), MESSAGE)
+    other, ours = both(KEY.verify_key.text, signed_with(bytes.fromhex(octets)), MESSAGE)
     assert ours == "signature_bad"
     assert other in ("ok", "signature_bad")
 
 
 def test_the_neutral_point_is_where_they_differ():
-    assert both(KEY.verify_key.text, signed_with_point(bytes([1]) + bytes(31)), MESSAGE) == ["ok", "signature_bad"]
+    assert both(KEY.verify_key.text, signed_with(bytes([1]) + bytes(31)), MESSAGE) == ["ok", "signature_bad"]
+
+
+def test_the_curve_of_these_tests_is_that_of_the_libraries():
+    own = Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()
+    assert encode(decode(own)) == own
+    assert len(TORSION) == 8
+    assert {add(one, other) for one in TORSION for other in TORSION} == set(TORSION)
+    nonce = bytes(reversed(range(32)))
+    point = Ed25519PrivateKey.from_private_bytes(nonce).public_key().public_bytes_raw()
+    assert both(KEY.verify_key.text, signed_with(point, scalar_of(nonce)), MESSAGE) == GOOD
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_point_off_the_main_group_is_taken_by_libsodium_only_where_the_other_takes_it(place):
+    """Whoever checks with the cofactor takes what others refuse: they would have to agree on what was signed."""
+    torsion = TORSION[place]
+    for number in range(16):
+        nonce, message = bytes([number]) * 32, b"batch %d" % number
+        point = Ed25519PrivateKey.from_private_bytes(nonce).public_key().public_bytes_raw()
+        beside = encode(add(decode(point), torsion))
+        with_point = signed_with(beside, scalar_of(nonce), message=message)
+        weak = encode(
+            add(decode(Ed25519PrivateKey.from_private_bytes(SEED).public_key().public_bytes_raw()), torsion)
+        )
+        with_key = signed_with(point, scalar_of(nonce), public=weak, message=message)
+        assert both(KEY.verify_key.text, with_point, message) == (GOOD if torsion == (0, 1) else BAD)
+        other, ours = both(to_base64url(weak), with_key, message)
+        assert other in (ours, "ok")
 
 
 def test_weak_keys_are_refused_when_they_are_made():
